@@ -1,0 +1,122 @@
+"""metrics.csv: every run's own record, whatever other logger it has.
+
+Each row has `step` (optimizer steps done), `tokens`, `seconds` (training time, evaluation left out), `bytes_sent` (by
+this worker so far) and some of: train/loss (worker 0's own), lr, val/..., tick/....
+"""
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+FIRST_COLUMNS = ["step", "tokens", "seconds", "bytes_sent"]
+
+
+class MetricsFile:
+    """A CSV file that is appended to row by row; a metric seen for the first time adds a column."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.columns = list(FIRST_COLUMNS)
+        if path.exists() and (header := path.read_text().partition("\n")[0]):
+            self.columns = header.split(",")
+
+    def append(self, row: dict[str, Any]) -> None:
+        if not self.path.exists() or not row.keys() <= set(self.columns):
+            rows = self.rows()
+            self.columns += [key for key in row if key not in self.columns]
+            self._rewrite(rows)
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self.columns).writerow(row)
+
+    def rows(self) -> list[dict[str, str]]:
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def forget_after(self, step: int) -> None:
+        """Drop rows of steps that will be done again."""
+        rows = self.rows()
+        if len(kept := [row for row in rows if row["step"] and int(row["step"]) <= step]) < len(rows):
+            self._rewrite(kept)
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        scratch = self.path.with_suffix(".partial")
+        with scratch.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        scratch.replace(self.path)
+
+
+class Record(Callback):
+    """Writes metrics.csv in `run_dir` and keeps the training time, over resumed runs too."""
+
+    def __init__(self, run_dir: str | Path, *, tokens_per_step: int) -> None:
+        self.file = MetricsFile(Path(run_dir) / "metrics.csv")
+        self.tokens_per_step = tokens_per_step
+        self.train_seconds = 0.0
+        self.last_val: tuple[int, dict[str, float]] | None = None
+        self._running_since: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"train_seconds": self.seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.train_seconds = state_dict["train_seconds"]
+
+    def seconds(self) -> float:
+        """Seconds of training so far, without evaluation and start-up."""
+        running = 0.0 if self._running_since is None else time.perf_counter() - self._running_since
+        return self.train_seconds + running
+
+    def _pause(self) -> None:
+        self.train_seconds, self._running_since = self.seconds(), None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.file.forget_after(trainer.global_step)
+        if hasattr(trainer.strategy, "on_tick"):
+            trainer.strategy.on_tick.append(lambda metrics: self.write(trainer, metrics))
+        self._running_since = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.is_global_zero and (batch_idx + 1) % trainer.log_every_n_steps == 0:
+            lr = max((group["lr"] for o in trainer.optimizers for group in o.param_groups), default=0.0)
+            self.write(trainer, {"train/loss": float(outputs["loss"]), "lr": lr})
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._pause()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        if not trainer.sanity_checking:
+            self.last_val = (trainer.global_step, metrics)
+            self.write(trainer, metrics)
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._running_since = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._pause()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._pause()
+
+    def write(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
+        """One row now. Nothing on workers other than 0."""
+        if not trainer.is_global_zero or not metrics:
+            return
+        step = trainer.global_step
+        ledger = getattr(trainer.strategy, "ledger", None)
+        head = {
+            "step": step,
+            "tokens": step * self.tokens_per_step,
+            "seconds": round(self.seconds(), 3),
+            "bytes_sent": ledger.bytes_sent if ledger else "",
+        }
+        self.file.append(head | metrics)

@@ -1,0 +1,43 @@
+"""summary.json: the one file that tools, sweeps and reports read. Keys that do not apply are null, never missing."""
+
+import json
+import math
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+KEYS = (
+    "status", "strategy", "interval", "sync", "wire", "norm", "adapter", "seed", "world_size", "n_params",
+    "n_trainable", "steps", "ticks", "tokens", "val_loss", "val_bits_per_byte", "test_loss", "test_bits_per_byte",
+    "bytes_sent_per_worker", "messages", "sync_seconds", "train_seconds", "steps_per_second", "device", "run_dir",
+    "checkpoint", "config_digest", "versions",
+)  # fmt: skip
+UNFINISHED = ("running", "stopped", "failed")
+
+
+def write(run_dir: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Write summary.json with all KEYS in order; `values` may hold further test_* keys. ValueError for others."""
+    if unknown := [key for key in values if key not in KEYS and not key.startswith("test_")]:
+        raise ValueError(f"summary.json has no {unknown}")
+    summary = {key: None for key in KEYS} | {key: _finite(value) for key, value in values.items()}
+    scratch = run_dir / ".summary.partial"
+    scratch.write_text(json.dumps(summary, indent=2) + "\n")
+    scratch.replace(run_dir / "summary.json")
+    return summary
+
+
+def read(run_dir: Path) -> dict[str, Any]:
+    """A run's summary; FileNotFoundError if there is none."""
+    return json.loads((run_dir / "summary.json").read_text())
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what a run computes."""
+    names = ("ticks", "torch", "lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}

@@ -1,0 +1,52 @@
+"""The result table that ends a run."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+
+def megabytes(n_bytes: float | None) -> str:
+    return "-" if n_bytes is None else f"{n_bytes / 1e6:,.1f} MB"
+
+
+def show_result(
+    summary: dict[str, Any],
+    *,
+    before: dict[str, float] | None,
+    floors: dict[str, float],
+    ddp_bytes: int | None,
+    measuring_bytes: int,
+    sample: str | None,
+) -> None:
+    """Print what a run came to: losses, floors, traffic, a sample of generated text, and where everything lies."""
+    table = Table(title="Result", show_header=True, title_justify="left")
+    for column in ("", "before", "after"):
+        table.add_column(column, justify="left" if not column else "right")
+    before = before or {}
+    for label, key in (("validation loss (nats)", "loss"), ("validation bits per byte", "bits_per_byte")):
+        old, new = before.get(f"val/{key}"), summary[f"val_{key}"]
+        table.add_row(label, "-" if old is None else f"{old:.3f}", "-" if new is None else f"{new:.3f}")
+    if summary["test_bits_per_byte"] is not None:
+        table.add_row("test bits per byte", "", f"{summary['test_bits_per_byte']:.3f}")
+    for name, bits in floors.items():
+        table.add_row(f"  {name} model, for comparison", "", f"{bits:.3f}")
+    table.add_section()
+    interval = f", interval {summary['interval']}" if summary["interval"] else ""
+    table.add_row(f"steps / ticks ({summary['strategy']}{interval})", "", f"{summary['steps']} / {summary['ticks']}")
+    table.add_row("sent per worker", "", megabytes(summary["bytes_sent_per_worker"]))
+    if ddp_bytes is not None and summary["world_size"] > 1:
+        table.add_row("  DDP would have sent", "", megabytes(ddp_bytes))
+    if measuring_bytes:
+        table.add_row("  to evaluate or save between ticks", "", megabytes(measuring_bytes))
+    if summary["sync_seconds"] is not None:
+        share = summary["sync_seconds"] / max(1e-9, summary["train_seconds"])
+        table.add_row("seconds in ticks", "", f"{summary['sync_seconds']:.1f} of {summary['train_seconds']:.1f} ({share:.0%})")
+    table.add_row("steps per second", "", f"{summary['steps_per_second'] or 0:.2f}")
+    console = Console(highlight=False)
+    console.print(table)
+    if sample:
+        console.print(Panel(Text(sample), title="generated text", title_align="left"))
+    console.print(f"run         {summary['run_dir']}\ncheckpoint  {summary['checkpoint']}", soft_wrap=True)

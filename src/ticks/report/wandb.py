@@ -1,0 +1,79 @@
+"""Weights & Biases through Lightning's WandbLogger: offline without a key, properly finished also on failure."""
+
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import WandbLogger
+
+
+def wandb_logger(
+    *,
+    run_dir: str,
+    project: str = "ticks",
+    entity: str | None = None,
+    name: str | None = None,
+    group: str | None = None,
+    tags: list[str] | None = None,
+    offline: bool | None = None,
+    log_checkpoints: bool = True,
+) -> WandbLogger:
+    """A logger whose run has the same id each time `run_dir` is continued.
+
+    `offline` null means: online exactly if a key is there. Online and with `log_checkpoints`, checkpoints become
+    artifacts. Under a W&B agent the agent's own run is continued.
+    """
+    if offline is None:
+        offline = not _has_key()
+        if offline:
+            print("W&B: no key found, so this run is logged offline; `wandb sync` uploads it later", flush=True)
+    return WandbLogger(
+        project=project,
+        entity=entity,
+        name=name,
+        group=group,
+        tags=tags,
+        save_dir=run_dir,
+        id=os.environ.get("WANDB_RUN_ID") or _run_id(Path(run_dir)),
+        resume="allow",
+        offline=offline,
+        log_model=bool(log_checkpoints and not offline),
+    )
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_MODE", "online") != "online":
+        return False
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    import wandb
+
+    return bool(wandb.login(prompt=False))
+
+
+def _run_id(run_dir: Path) -> str:
+    """The id kept in the run's directory, made the first time."""
+    file = run_dir / "wandb_id.json"
+    if not file.exists():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"id": secrets.token_hex(4)}) + "\n")
+    return json.loads(file.read_text())["id"]
+
+
+def log_config(loggers: list[Any], config: dict[str, Any], coordinates: dict[str, str]) -> None:
+    """The resolved configuration under its own key (a swept key would replace a nested one), and sweep coordinates."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.config.update(
+                {"resolved": config, "sweep_coordinates": coordinates}, allow_val_change=True
+            )
+
+
+def finish(exit_code: int) -> None:
+    """End the process's W&B run, if there is one, as finished (0) or failed."""
+    import sys
+
+    if (wandb := sys.modules.get("wandb")) is not None and wandb.run is not None:
+        wandb.finish(exit_code=exit_code)

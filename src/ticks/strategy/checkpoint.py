@@ -1,0 +1,154 @@
+"""Checkpoints that survive being interrupted, and what only one worker knows.
+
+Beside Lightning's `NAME.ckpt`, which holds the agreed model, lies `NAME.workers/TOKEN-rankR.pt` for every worker: its
+own parameters where they differ, its optimizer and random states, and the strategy's state. TOKEN ties the files of
+one save together. Everything is written under a temporary name, synced and renamed; the `.ckpt` comes last, so one
+that exists is complete.
+"""
+
+import os
+import random
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
+
+KEY = "ticks"  # where the `.ckpt` says which worker files belong to it
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoint files, written whole or not at all. Remote paths are left to Lightning."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        if not _is_local_file_protocol(str(path)):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        with replacing(Path(path)) as scratch:
+            torch.save(checkpoint, scratch)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        super().remove_checkpoint(path)
+        shutil.rmtree(workers_directory(path), ignore_errors=True)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A scratch path that becomes `path`, safely on disk, when the block succeeds; else `path` is untouched."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    os.close(handle)
+    scratch = Path(name)
+    try:
+        yield scratch
+        with scratch.open("rb") as file:
+            os.fsync(file.fileno())
+        scratch.chmod(0o644)
+        os.replace(scratch, path)
+        _sync_directory(path.parent)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def workers_directory(path: Any) -> Path:
+    """`a/b.ckpt` -> `a/b.workers`."""
+    return Path(path).with_suffix(".workers")
+
+
+def worker_file(path: Any, token: str, rank: int) -> Path:
+    return workers_directory(path) / f"{token}-rank{rank}.pt"
+
+
+def save_worker(path: Any, token: str, rank: int, state: dict[str, Any]) -> None:
+    """Write one worker's file of the checkpoint `path`."""
+    with replacing(worker_file(path, token, rank)) as scratch:
+        torch.save(state, scratch)
+
+
+def drop_stale_workers(path: Any, token: str) -> None:
+    """Delete worker files of earlier saves under the same name, once the new `.ckpt` is in place."""
+    for file in workers_directory(path).glob("*.pt"):
+        if not file.name.startswith(f"{token}-"):
+            file.unlink(missing_ok=True)
+
+
+def load_worker(
+    path: Any, checkpoint: dict[str, Any], rank: int, world_size: int
+) -> tuple[dict[str, Any] | None, str | None]:
+    """This worker's own state and None, or None and what is lost by starting from the agreed model."""
+    about = checkpoint.get(KEY)
+    if about is None:
+        return None, "it was not written by ticks: every worker starts with its optimizer state"
+    if about["world_size"] != world_size:
+        return None, (
+            f"it was written by {about['world_size']} workers, now there are {world_size}: every worker starts from the"
+            f" agreed model with worker 0's optimizer state; the workers' own parameters since the last tick, other"
+            " optimizer states and random states are dropped"
+        )
+    return torch.load(worker_file(path, about["token"], rank), map_location="cpu", weights_only=True), None
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint (its checksums, its worker files), or None if it is whole."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if (bad := archive.testzip()) is not None:
+                return f"checksum of {bad} does not match"
+        about = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get(KEY)
+        for rank in range(about["world_size"] if about else 0):
+            file = worker_file(path, about["token"], rank)
+            with zipfile.ZipFile(file) as archive:
+                if archive.testzip() is not None:
+                    return f"checksum of {file.name} does not match"
+    except Exception as error:  # any way of not being a checkpoint
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def newest_usable(directory: Path) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint in `directory`, and a line for every newer one that is damaged."""
+    complaints = []
+    for path in sorted(directory.glob("*.ckpt"), key=lambda p: p.stat().st_mtime_ns, reverse=True):
+        if (reason := damage(path)) is None:
+            return path, complaints
+        complaints.append(f"{path} is damaged ({reason})")
+    return None, complaints
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The states of Python's, NumPy's and torch's generators, as plain containers and tensors."""
+    name, keys, *rest = np.random.get_state()  # type: ignore[misc]
+    state = {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Take back what `random_state` gave."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,0 +1,195 @@
+"""Stopping together without talking at every step.
+
+Lightning asks "did anyone get SIGTERM?" with a broadcast before every batch, and broadcasts inside its signal handler,
+which hangs. Here a signal only sets a flag. A heartbeat thread carries it, through the process group's key-value
+store, about once a second; nobody waits for it. Agreement on the step to stop at:
+
+1. a worker's thread posts `stop`; every thread sees it and publishes, under a lock, the step its worker is attempting;
+2. between two steps a worker that has published waits for the others' numbers; all stop after the largest of them.
+
+A worker that waits in a tick for another one has published that tick's step through its thread, so the other gets
+there: no deadlock, and every worker stops after the same step.
+
+This file holds everything private of Lightning that stopping needs: the epoch loop and the signal connector.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from itertools import count
+from typing import Any, Protocol
+
+import torch.distributed as dist
+from lightning.pytorch import Trainer
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+POLL_SECONDS = 0.1  # how often the thread looks at its own worker's flag
+_generation = count()  # fits in this process so far; every worker fits equally often
+
+
+class Stopped(SIGTERMException):
+    """Training was asked to stop by a signal and did, with a checkpoint. Leaves the process with 128 + signal."""
+
+    def __init__(self, signum: int, step: int, checkpoint: str | None) -> None:
+        super().__init__(128 + signum)
+        self.signum = signum
+        self.step = step
+        self.checkpoint = checkpoint
+
+
+class StopsBetweenSteps(Protocol):
+    """What the epoch loop asks of a strategy."""
+
+    def between_steps(self) -> None:
+        """Called before every batch that starts a step; may raise `Stopped`."""
+
+    def hold_early_stop(self) -> None:
+        """Called after every batch, before Lightning acts on `trainer.should_stop`."""
+
+    def on_signal(self, signum: int) -> None:
+        """Called in a signal handler."""
+
+
+class Heartbeat:
+    """One worker's thread. `abort(message)` must not return: it is called when another worker is gone or hangs."""
+
+    def __init__(
+        self, rank: int, world_size: int, *, seconds: float, hang_seconds: float, abort: Callable[[str], None]
+    ) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self.seconds = seconds
+        self.hang_seconds = hang_seconds
+        self.abort = abort
+        self.signum: int | None = None  # set by the signal handler, read by the thread
+        self._lock = threading.Lock()
+        self._attempted = 0
+        self._published = False
+        self._stop_at: int | None = None
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to beat. With one worker there is nobody to tell, and no thread."""
+        if self.world_size == 1:
+            return
+        base = dist.distributed_c10d._get_default_store()
+        prefix = f"ticks/heartbeat/{next(_generation)}"
+        self._store = dist.PrefixStore(prefix, base)
+        own_connection = base.clone()
+        own_connection.set_timeout(timedelta(seconds=self.hang_seconds))
+        self._thread_store = dist.PrefixStore(prefix, own_connection)
+        self._thread = threading.Thread(target=self._run, name="ticks-heartbeat", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop beating. A last number is published, so that nobody waits for this worker."""
+        if self._thread is None:
+            return
+        self._closed.set()
+        self._thread.join()
+        self._thread = None
+        if not self._published:
+            self._store.set(f"at/{self.rank}", str(self._attempted))
+
+    def stop_now(self, completed: int) -> int | None:
+        """The signal to stop for if every worker stops after step `completed`, else None: the next step may start."""
+        if self.world_size == 1 or self._thread is None:
+            return self.signum
+        with self._lock:
+            if not self._published:
+                self._attempted = completed + 1
+                return None
+        if self._stop_at is None:
+            keys = [f"at/{rank}" for rank in range(self.world_size)]
+            self._store.wait(keys, timedelta(seconds=self.hang_seconds))
+            self._stop_at = max(int(self._store.get(key)) for key in keys)
+        return int(self._store.get("stop")) if completed >= self._stop_at else None
+
+    def _run(self) -> None:
+        posted, beats, next_beat = False, 0, 0.0
+        seen: dict[int, tuple[bytes, float]] = {}
+        try:
+            while not self._closed.wait(POLL_SECONDS):
+                urgent = self.signum is not None and not posted
+                if time.monotonic() < next_beat and not urgent:
+                    continue
+                next_beat = time.monotonic() + self.seconds
+                beats += 1
+                self._thread_store.set(f"beat/{self.rank}", str(beats))
+                if urgent:
+                    self._thread_store.set("stop", str(self.signum))
+                    posted = True
+                if not self._published and self._thread_store.check(["stop"]):
+                    with self._lock:
+                        self._thread_store.set(f"at/{self.rank}", str(self._attempted))
+                        self._published = True
+                if self.rank == 0:
+                    self._watch(seen)
+        except RuntimeError:  # the store, which lives with worker 0, does not answer
+            if not self._closed.is_set():
+                self.abort("worker 0 is gone or hangs")
+
+    def _watch(self, seen: dict[int, tuple[bytes, float]]) -> None:
+        now = time.monotonic()
+        for rank in range(1, self.world_size):
+            key = f"beat/{rank}"
+            beat = self._thread_store.get(key) if self._thread_store.check([key]) else b""
+            if rank not in seen or seen[rank][0] != beat:
+                seen[rank] = (beat, now)
+            elif now - seen[rank][1] > self.hang_seconds:
+                self.abort(f"worker {rank} has not answered for {self.hang_seconds:g} s")
+
+
+def leave(message: str) -> None:
+    """Print one line and end this process at once, whatever its other threads wait for."""
+    print(f"ticks: {message}; stopping", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+class _EpochLoop(_TrainingEpochLoop):
+    """Lightning's epoch loop without its broadcast before every batch."""
+
+    _ticks_strategy: StopsBetweenSteps
+
+    def _broadcast_sigterm_tensor(self) -> None:
+        """Nothing: a stop is agreed by the heartbeat."""
+
+    def on_advance_end(self, data_fetcher: Any) -> None:
+        self._ticks_strategy.hold_early_stop()
+        super().on_advance_end(data_fetcher)
+
+    @property
+    def done(self) -> bool:
+        if not super().done:
+            self._ticks_strategy.hold_early_stop()  # validation may have asked for it
+            if not self._should_accumulate():
+                self._ticks_strategy.between_steps()
+        return super().done
+
+
+def quieten(trainer: Trainer, strategy: StopsBetweenSteps) -> None:
+    """Make `trainer` stop through `strategy`: no broadcast per batch, no collective in a signal handler."""
+    loop, connector = trainer.fit_loop.epoch_loop, trainer._signal_connector
+    missing = [name for name in ("_broadcast_sigterm_tensor", "on_advance_end") if not hasattr(_TrainingEpochLoop, name)]
+    missing += [name for name in ("register_signal_handlers", "_original_handlers") if not hasattr(connector, name)]
+    if missing or not isinstance(loop, _TrainingEpochLoop):
+        raise RuntimeError(
+            f"this Lightning is not known to ticks: {', '.join(missing) or type(loop).__name__} changed;"
+            " see src/ticks/strategy/shutdown.py"
+        )
+    loop.__class__ = _EpochLoop
+    loop._ticks_strategy = strategy
+
+    def register() -> None:
+        connector._original_handlers = connector._get_current_signal_handlers()
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(signum, lambda signum, frame: strategy.on_signal(signum))
+
+    connector.register_signal_handlers = register

@@ -1,0 +1,339 @@
+"""TickStrategy: every worker trains by itself; at ticks, and only then, they agree.
+
+    step      one optimizer step, counted from 1
+    round     the steps between two ticks; its length is the interval, chosen by the clock
+    tick      the end of a round: one message carries the parameters, the buffers and the facts workers must share;
+              the rule `gradients` sends the gradients before it
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ticks.strategy.clock import Clock, EverySteps, Facts
+from ticks.strategy.flat import FlatBuffer, copy
+from ticks.strategy.sync import Gradients, Sync
+from ticks.strategy.wire import FP32, Wire, ring_bytes
+from ticks.strategy.workers import WorkerStrategy
+
+FIELDS = ("loss", "seconds", "drift", "stop")  # what each worker tells the others at a tick
+
+
+class TickStrategy(WorkerStrategy):
+    """Workers talk at ticks only. Works with any LightningModule:
+
+        Trainer(strategy=TickStrategy(interval=64), accelerator="cpu", devices=4)
+
+    `interval` is short for `clock=EverySteps(interval)`. `sync` says what is agreed at a tick (default `Gradients`),
+    `wire` how numbers travel (default `FP32`). Further arguments are those of `WorkerStrategy`. What must not happen
+    between ticks (`sync_dist=True` in `training_step`, SyncBatchNorm) is refused with ValueError.
+
+    At each tick the loggers get tick/loss (mean over workers and the round's steps), tick/drift (distance of a worker
+    from the mean just before the previous tick, over the mean's norm: mean over workers), tick/interval,
+    tick/bytes_sent, tick/seconds.
+    """
+
+    def __init__(
+        self,
+        interval: int | None = None,
+        *,
+        clock: Clock | None = None,
+        sync: Sync | None = None,
+        wire: Wire | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if interval is not None and clock is not None:
+            raise ValueError(f"give either interval={interval} or a clock, not both")
+        super().__init__(**kwargs)
+        self.clock = clock or (EverySteps() if interval is None else EverySteps(interval))
+        self.sync = sync or Gradients()
+        self.wire = wire or FP32()
+        self.interval = 0  # length of the current round
+        self.next_tick = 0  # the step after which it ends
+        self.on_tick: list[Callable[[dict[str, float]], None]] = []  # told the facts of each tick, on every worker
+        self._flat: FlatBuffer | None = None
+        self._agreed = True  # whether all workers hold the same parameters right now
+        self._own: list[Tensor] | None = None  # this worker's tensors while the agreed model stands in their place
+        self._round_loss: Tensor | float = 0.0
+        self._round_steps = 0
+        self._round_seconds = 0.0
+        self._step_started = 0.0
+        self._drift: Tensor | float = 0.0
+        self._mean_loss = self._slowest = math.nan
+        self._stop_wanted = self._stop_agreed = self._in_training_step = False
+
+    def describe(self) -> str:
+        clock = ", ".join(f"{name}={value}" for name, value in vars(self.clock).items())
+        return f"{type(self.clock).__name__}({clock}) {type(self.sync).__name__} {type(self.wire).__name__}"
+
+    # ---- start and end -------------------------------------------------------------------------------------------
+
+    def _refuse_what_talks(self, trainer: Trainer) -> None:
+        super()._refuse_what_talks(trainer)
+        if self._layer_sync is not None:
+            raise ValueError("sync_batchnorm=True talks at every step: leave it out, buffers are averaged at ticks")
+        if trainer.state.fn != TrainerFn.FITTING or not self.sync.averages_gradients:
+            return
+        assert self.lightning_module is not None
+        if not self.lightning_module.automatic_optimization:
+            raise ValueError("sync rule `gradients` needs automatic optimization: use sync=Parameters()")
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            raise ValueError("sync rule `gradients` cannot average scaled gradients: use bf16-mixed or sync=Parameters()")
+
+    def configure_ddp(self) -> None:
+        """No wrapper. All workers start from worker 0's parameters and buffers, the frozen ones included."""
+        assert self.lightning_module is not None
+        for tensor in (*self.lightning_module.parameters(), *self.lightning_module.buffers()):
+            dist.broadcast(tensor.detach(), src=0)
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        assert self.lightning_module is not None
+        self._total_steps = self.lightning_module.trainer.estimated_stepping_batches
+        if self.next_tick <= self.step:
+            self._begin_round()
+        self._step_started = time.perf_counter()
+
+    def on_train_end(self) -> None:
+        """A last tick, where training ended in the middle of a round."""
+        if not self._agreed:
+            self._tick()
+        super().on_train_end()
+
+    def _travelling(self) -> list[Tensor]:
+        """What is agreed at a tick: trainable parameters, then floating-point buffers (BatchNorm's statistics)."""
+        assert self.lightning_module is not None
+        return [*self.trainable(), *(b for b in self.lightning_module.buffers() if b.is_floating_point())]
+
+    # ---- steps ---------------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        self._step_started = time.perf_counter()
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        self._in_training_step = True
+        try:
+            return super().training_step(*args, **kwargs)
+        finally:
+            self._in_training_step = False
+
+    def reduce(self, tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._in_training_step:
+            raise ValueError("self.log(..., sync_dist=True) in training_step talks at every step: log without it;"
+                             " tick/loss is the mean over the workers")  # fmt: skip
+        return super().reduce(tensor, *args, **kwargs)
+
+    def optimizer_step(
+        self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any
+    ) -> Any:
+        def closure_of_step() -> Any:
+            loss = closure()
+            if isinstance(loss, Tensor):
+                self._round_loss = self._round_loss + loss.detach().float()
+            if self.sync.averages_gradients and self.step + 1 >= self.next_tick:
+                self._average_gradients()
+            return loss
+
+        return super().optimizer_step(optimizer, closure_of_step, model, **kwargs)
+
+    def _end_step(self) -> None:
+        super()._end_step()
+        self._agreed = self.world_size == 1
+        self._round_steps += 1
+        self._round_seconds += time.perf_counter() - self._step_started
+        if self.step >= self.next_tick:
+            self._tick()
+            self._begin_round()
+
+    def _begin_round(self) -> None:
+        rates = [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups]
+        facts = Facts(
+            step=self.step,
+            lr=float(max(rates, default=0.0)),
+            mean_loss=self._mean_loss,
+            seconds_per_step=self._slowest,
+            total_steps=self._total_steps,
+        )
+        length = self.clock.next_interval(facts)
+        if length < 1:
+            raise ValueError(f"{type(self.clock).__name__} chose an interval of {length} steps; it must be at least 1")
+        self.interval = int(min(length, max(1, self._total_steps - self.step)))
+        self.next_tick = self.step + self.interval
+        self._round_loss, self._round_steps, self._round_seconds = 0.0, 0, 0.0
+
+    # ---- the tick ------------------------------------------------------------------------------------------------
+
+    def _average_gradients(self) -> None:
+        """Replace this worker's gradients by the mean over all, before clipping and the optimizer see them."""
+        parameters, flat = self.trainable(), self._buffer()
+        with self.ledger.timed():
+            places = flat.views[: len(parameters)]
+            missing = [(p, place) for p, place in zip(parameters, places, strict=True) if p.grad is None]
+            present = [(p.grad, place) for p, place in zip(parameters, places, strict=True) if p.grad is not None]
+            for _, place in missing:
+                place.zero_()
+            copy([place for _, place in present], [grad for grad, _ in present])
+            self._mean(flat.all[: sum(p.numel() for p in parameters)])
+            copy([grad for grad, _ in present], [place for _, place in present])
+            for parameter, place in missing:
+                if place.any():  # another worker's batch used it
+                    parameter.grad = place.to(parameter.dtype, copy=True)
+
+    def _tick(self) -> None:
+        with self.ledger.timed():
+            tensors, flat = self._travelling(), self._buffer()
+            flat.load(tensors)
+            self._put_facts(flat)
+            n_parameters = sum(p.numel() for p in self.trainable())
+            self.sync.agree(flat.all[:n_parameters], lambda: self._mean(flat.all, exact=flat.tail.numel()))
+            drift = flat.distance(tensors) if self.world_size > 1 else 0.0
+            flat.store(tensors)
+            facts = flat.tail.view(self.world_size, len(FIELDS)).tolist()
+        self.ledger.ticks += 1
+        self._count_ddp(self._round_steps)
+        self._agreed, self._drift = True, drift
+        self._learn({name: [row[i] for row in facts] for i, name in enumerate(FIELDS)})
+
+    def _buffer(self) -> FlatBuffer:
+        """The buffer, made anew if other parameters train than before (a phase may have frozen some)."""
+        tensors = self._travelling()
+        if self._flat is None or self._flat.sizes != [t.numel() for t in tensors]:
+            self._flat = FlatBuffer(tensors, tail=len(FIELDS) * self.world_size)
+        return self._flat
+
+    def _mean(self, numbers: Tensor, exact: int = 0) -> None:
+        self.ledger.sent(self.wire.mean(numbers, exact))
+
+    def _put_facts(self, flat: FlatBuffer) -> None:
+        """This worker's row of the facts; the others' stay 0, so the sum over workers is everyone's rows."""
+        flat.tail.zero_()
+        mine = flat.tail.view(self.world_size, len(FIELDS))[self.global_rank]
+        steps = max(1, self._round_steps)
+        mine.copy_(torch.tensor([0.0, self._round_seconds / steps, 0.0, float(self._stop_wanted)]))
+        mine[0], mine[2] = self._round_loss / steps, self._drift
+
+    def _learn(self, facts: dict[str, list[float]]) -> None:
+        """Act on what all workers now know: the same on every worker."""
+        for rank, loss in enumerate(facts["loss"]):
+            if not math.isfinite(loss):
+                raise NonFiniteLoss(
+                    f"worker {rank}'s training loss was {loss} in the {self._round_steps} steps up to step {self.step};"
+                    " nothing after the last checkpoint can be trusted: lower the learning rate or clip gradients"
+                )
+        self._mean_loss = sum(facts["loss"]) / self.world_size
+        self._slowest = max(facts["seconds"])
+        assert self.lightning_module is not None
+        trainer = self.lightning_module.trainer
+        if any(facts["stop"]):
+            self._stop_agreed = trainer.should_stop = True
+        metrics = {
+            "tick/loss": self._mean_loss,
+            "tick/drift": sum(facts["drift"]) / self.world_size,
+            "tick/interval": float(self.interval),
+            "tick/bytes_sent": float(self.ledger.bytes_sent),
+            "tick/seconds": self.ledger.seconds,
+        }
+        for logger in trainer.loggers if self.is_global_zero else ():
+            logger.log_metrics(metrics, step=self.step)
+        for listener in self.on_tick:
+            listener(metrics)
+
+    def _count_ddp(self, steps: int) -> None:
+        payload = 4 * sum(p.numel() for p in self.trainable())
+        self.ledger.ddp_bytes += steps * ring_bytes(payload, self.world_size)
+
+    # ---- early stop ----------------------------------------------------------------------------------------------
+
+    def hold_early_stop(self) -> None:
+        """Take a wish to stop back from the Trainer until the tick at which all workers agree to it."""
+        assert self.lightning_module is not None
+        trainer = self.lightning_module.trainer
+        if self.world_size > 1 and trainer.should_stop and not self._stop_agreed:
+            self._stop_wanted, trainer.should_stop = True, False
+
+    # ---- the agreed model ----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def agreed_model(self) -> Iterator[None]:
+        """In the block the module holds what all workers agree on: the mean of their parameters. Then its own again."""
+        entered = self._enter_agreed()
+        try:
+            yield
+        finally:
+            if entered:
+                self._leave_agreed()
+
+    def _enter_agreed(self) -> bool:
+        if self._agreed or self._own is not None:
+            return False
+        tensors, flat = self._travelling(), self._buffer()
+        self._own = [t.detach().clone() for t in tensors]
+        flat.load(tensors)
+        self.ledger.measuring_bytes += FP32().mean(flat.body)
+        flat.store(tensors)
+        return True
+
+    def _leave_agreed(self) -> None:
+        if self._own is not None:
+            copy(self._travelling(), self._own)
+            self._own = None
+
+    def on_validation_start(self) -> None:
+        super().on_validation_start()
+        self._enter_agreed()
+
+    def on_validation_end(self) -> None:
+        self._leave_agreed()
+        super().on_validation_end()
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------------
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        if self._agreed or self._own is not None:
+            return super().lightning_module_state_dict()
+        with self.agreed_model():
+            return {name: tensor.clone() for name, tensor in super().lightning_module_state_dict().items()}
+
+    def worker_state(self) -> dict[str, Any]:
+        own = None if self._agreed else (self._own or [t.detach() for t in self._travelling()])
+        return super().worker_state() | {
+            "parameters": own,
+            "round": {
+                "interval": self.interval,
+                "next_tick": self.next_tick,
+                "loss": float(self._round_loss),
+                "steps": self._round_steps,
+                "seconds": self._round_seconds,
+                "drift": float(self._drift),
+                "mean_loss": self._mean_loss,
+                "slowest": self._slowest,
+                "stop_wanted": self._stop_wanted,
+            },
+            "sync": self.sync.state_dict(),
+        }
+
+    def load_worker_state(self, state: dict[str, Any]) -> None:
+        super().load_worker_state(state)
+        if (own := state["parameters"]) is not None:
+            copy(self._travelling(), own)
+            self._agreed = False
+        now = state["round"]
+        self.interval, self.next_tick = now["interval"], now["next_tick"]
+        self._round_loss, self._round_steps, self._round_seconds = now["loss"], now["steps"], now["seconds"]
+        self._drift, self._mean_loss, self._slowest = now["drift"], now["mean_loss"], now["slowest"]
+        self._stop_wanted = now["stop_wanted"]
+        self.sync.load_state_dict(state["sync"])
+
+
+class NonFiniteLoss(RuntimeError):
+    """A worker's training loss is nan or infinite; raised at the next tick, on every worker."""

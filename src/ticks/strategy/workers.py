@@ -1,0 +1,242 @@
+"""What every strategy here shares, whatever its workers say to each other: launching, stopping, exact resume."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+from uuid import uuid4
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+from torch.optim import Optimizer
+
+from ticks.strategy import checkpoint as files
+from ticks.strategy.launch import WorkerLauncher
+from ticks.strategy.ledger import Ledger
+from ticks.strategy.shutdown import Heartbeat, Stopped, leave, quieten
+
+
+class WorkerStrategy(DDPStrategy):
+    """DDPStrategy with a launcher, a shutdown and checkpoints that do what they should.
+
+    `worker_command` starts workers 1 .. n - 1 (default: this script again). `fingerprint` is compared over the workers
+    at the start: give a digest of the configuration. `heartbeat_seconds` is how often workers look for a stop request,
+    `hang_seconds` how long one may be silent before everything is stopped.
+    """
+
+    def __init__(
+        self,
+        *,
+        heartbeat_seconds: float = 1.0,
+        hang_seconds: float = 300.0,
+        fingerprint: str = "",
+        worker_command: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        for name, value in {"heartbeat_seconds": heartbeat_seconds, "hang_seconds": hang_seconds}.items():
+            if value <= 0:
+                raise ValueError(f"{name}={value} must be above 0 seconds")
+        super().__init__(checkpoint_io=kwargs.pop("checkpoint_io", None) or files.AtomicCheckpointIO(), **kwargs)
+        self.heartbeat_seconds = heartbeat_seconds
+        self.hang_seconds = hang_seconds
+        self.fingerprint = fingerprint
+        self.worker_command = worker_command
+        self.step = 0  # optimizer steps that every worker has attempted, counted over resumed runs
+        self.ledger = Ledger()
+        self.dropped: str | None = None  # what a resumed run could not take over
+        self._heartbeat: Heartbeat | None = None
+        self._worker_state: dict[str, Any] | None = None
+
+    # ---- start and end -------------------------------------------------------------------------------------------
+
+    def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None
+        self._launcher = WorkerLauncher(
+            self.cluster_environment, self.num_processes, self.num_nodes, command=self.worker_command
+        )
+
+    def setup(self, trainer: Trainer) -> None:
+        self._compare_fingerprints()
+        self._refuse_what_talks(trainer)
+        quieten(trainer, self)
+        super().setup(trainer)
+
+    def _compare_fingerprints(self) -> None:
+        """ValueError, on every worker, unless all were started with the same configuration."""
+        mine = f"{self.fingerprint} {self.describe()}"
+        everyones: list[Any] = [None] * self.world_size
+        dist.all_gather_object(everyones, mine)
+        different = [rank for rank, theirs in enumerate(everyones) if theirs != everyones[0]]
+        if different:
+            raise ValueError(
+                f"workers {different} were started with another configuration than worker 0"
+                f" ({everyones[different[0]]!r} instead of {everyones[0]!r})"
+            )
+
+    def describe(self) -> str:
+        """What must be equal on all workers, in a few words."""
+        return type(self).__name__
+
+    def _refuse_what_talks(self, trainer: Trainer) -> None:
+        """ValueError for Trainer options that exchange messages at every batch or by each worker's own clock."""
+        for callback in trainer.checkpoint_callbacks:
+            if getattr(callback, "_train_time_interval", None) is not None:
+                raise ValueError("ModelCheckpoint(train_time_interval=...) talks at every batch: use every_n_train_steps")
+        if getattr(trainer, "_val_check_time_interval", None) is not None:
+            raise ValueError("val_check_interval as a time differs between workers: give a number of batches")
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self._worker_state is not None:
+            files.set_random_state(self._worker_state["random"], self.root_device)
+            self._worker_state = None
+        self._heartbeat = Heartbeat(
+            self.global_rank,
+            self.world_size,
+            seconds=self.heartbeat_seconds,
+            hang_seconds=self.hang_seconds,
+            abort=self._abort,
+        )
+        self._heartbeat.start()
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        self._end_heartbeat()
+        self.barrier("ticks: no heartbeat looks for worker 0 any more")
+
+    def on_exception(self, exception: BaseException) -> None:
+        self._end_heartbeat()
+        super().on_exception(exception)
+
+    def _end_heartbeat(self) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.close()
+            self._heartbeat = None
+
+    def _abort(self, message: str) -> NoReturn:
+        if isinstance(self._launcher, WorkerLauncher):
+            self._launcher.kill_all()
+        leave(message)
+        raise AssertionError("unreachable")
+
+    # ---- steps ---------------------------------------------------------------------------------------------------
+
+    def optimizer_step(
+        self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any
+    ) -> Any:
+        output = super().optimizer_step(optimizer, closure, model, **kwargs)
+        if self._steps_automatically:
+            self._end_step()
+        return output
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        if self._steps_automatically:
+            return super().training_step(*args, **kwargs)
+        stepped_before = self._manual_steps()
+        output = super().training_step(*args, **kwargs)
+        if self._manual_steps() > stepped_before:
+            self._end_step()
+        return output
+
+    @property
+    def _steps_automatically(self) -> bool:
+        return self.lightning_module is not None and self.lightning_module.automatic_optimization
+
+    def _manual_steps(self) -> int:
+        assert self.lightning_module is not None
+        return self.lightning_module.trainer.global_step
+
+    def _end_step(self) -> None:
+        """One step is over, on this worker."""
+        self.step += 1
+
+    # ---- stopping ------------------------------------------------------------------------------------------------
+
+    def on_signal(self, signum: int) -> None:
+        if self._heartbeat is None:
+            raise Stopped(signum, self.step, None)
+        if self._heartbeat.signum is not None and signum == 2:
+            raise KeyboardInterrupt
+        self._heartbeat.signum = signum
+
+    def between_steps(self) -> None:
+        if self._heartbeat is None or (signum := self._heartbeat.stop_now(self.step)) is None:
+            return
+        path = self._stop_path()
+        assert self.lightning_module is not None
+        self.lightning_module.trainer.save_checkpoint(path)
+        raise Stopped(signum, self.step, path)
+
+    def _stop_path(self) -> str:
+        assert self.lightning_module is not None
+        trainer = self.lightning_module.trainer
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath:
+                return f"{callback.dirpath}/stopped.ckpt"
+        return f"{self.broadcast(trainer.default_root_dir)}/checkpoints/stopped.ckpt"
+
+    def hold_early_stop(self) -> None:
+        """Nothing to hold where workers meet at every step."""
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Write every worker's file, then worker 0 the checkpoint. OSError, on every worker, if one could not."""
+        token = self.broadcast(uuid4().hex[:12])
+        checkpoint[files.KEY] = {"token": token, "world_size": self.world_size, "step": self.step}
+        self._together(lambda: files.save_worker(filepath, token, self.global_rank, self.worker_state()), filepath)
+        self._together(lambda: super(WorkerStrategy, self).save_checkpoint(checkpoint, filepath, storage_options), filepath)
+        if self.is_global_zero:
+            files.drop_stale_workers(filepath, token)
+
+    def _together(self, write: Callable[[], None], path: Any) -> None:
+        error: str | None = None
+        try:
+            write()
+        except (OSError, RuntimeError) as caught:
+            error = f"worker {self.global_rank} could not write checkpoint {path}: {caught}"
+        errors: list[str | None] = [None] * self.world_size
+        dist.all_gather_object(errors, error)
+        if failed := [text for text in errors if text]:
+            raise OSError("; ".join(failed) + ". Earlier checkpoints are untouched.")
+
+    def worker_state(self) -> dict[str, Any]:
+        """What only this worker knows. Worker 0's optimizers are in the `.ckpt` already."""
+        optimizers = [] if self.is_global_zero else [self.optimizer_state(o) for o in self.optimizers]
+        return {
+            "step": self.step,
+            "random": files.random_state(self.root_device),
+            "optimizers": optimizers,
+            "ledger": self.ledger.state_dict(),
+        }
+
+    def load_worker_state(self, state: dict[str, Any]) -> None:
+        """Take back what `worker_state` gave; random states follow when training starts."""
+        self.ledger.load_state_dict(state["ledger"])
+        for optimizer, own in zip(self.optimizers, state["optimizers"], strict=False):
+            optimizer.load_state_dict(own)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        checkpoint = super().load_checkpoint(checkpoint_path, weights_only=weights_only)
+        assert self.lightning_module is not None
+        if self.lightning_module.trainer.state.fn == TrainerFn.FITTING:
+            self._worker_state, self.dropped = files.load_worker(
+                checkpoint_path, checkpoint, self.global_rank, self.world_size
+            )
+            if self.dropped:
+                rank_zero_info(f"{checkpoint_path}: {self.dropped}")
+        return checkpoint
+
+    def load_optimizer_state_dict(self, checkpoint: Any) -> None:
+        super().load_optimizer_state_dict(checkpoint)
+        self.step = checkpoint[files.KEY]["step"] if files.KEY in checkpoint else checkpoint["global_step"]
+        if self._worker_state is not None:
+            self.load_worker_state(self._worker_state)
+
+    def trainable(self) -> list[torch.Tensor]:
+        """The parameters that train, in the module's order, chosen by requires_grad."""
+        assert self.lightning_module is not None
+        return [p for p in self.lightning_module.parameters() if p.requires_grad]

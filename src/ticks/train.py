@@ -1,0 +1,498 @@
+"""The straight line of a run: compose -> check -> build -> fit -> test -> summary.
+
+`main` is what train.py calls. It checks the configuration before torch is imported and leaves the rest to a `Job`:
+plain data that says what to do, handed as it is to every worker, so that all of them do the same. Workers that this
+process starts run `python -m ticks.train JOBFILE`; under torchrun every worker makes the same Job from the same command.
+"""
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from ticks.config import ConfigError, build, check_targets, compose_strictly, digest, plain
+from ticks.run_directory import find_unfinished, load_config, locked, new_run_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lightning.pytorch import Trainer
+
+USER_MISTAKE = 2  # exit code
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one run is to do. `config` is resolved and plain; `choices` are the names of the chosen groups."""
+
+    mode: str  # "fit" or "eval"
+    config: dict[str, Any]
+    choices: dict[str, str]
+    run_dir: str
+    config_digest: str
+    checkpoint: str | None = None
+    coordinates: dict[str, str] = field(default_factory=dict)
+
+
+def main(config_dir: Path) -> None:
+    """The command line of train.py. Exit code 0; 2 for a mistake in it; 1 for a failure; 128 + signal if stopped."""
+    try:
+        _check_command_line(sys.argv[1:], config_dir)
+    except ConfigError as error:
+        _die(error)
+    hydra.main(version_base="1.3", config_path=str(config_dir.resolve()), config_name="train")(_hydra_job)()
+
+
+def _die(error: Exception, code: int = USER_MISTAKE) -> None:
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def _check_command_line(arguments: list[str], config_dir: Path) -> None:
+    """Compose what the command line asks for, every job of a sweep, before anything starts."""
+    flags = [a for a in arguments if a.startswith("-")]
+    overrides = [a for a in arguments if not a.startswith("-")]
+    if not flags:
+        compose_strictly(overrides, config_dir)
+    elif set(flags) <= {"-m", "--multirun"} and not any(o.startswith("hydra/") for o in overrides):
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        for job in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]:
+            compose_strictly(job, config_dir)
+
+
+def _hydra_job(config: DictConfig) -> None:
+    """One job of Hydra's: a single run, or one of a sweep."""
+    try:
+        job = _plan(config)
+        run(job)
+    except ConfigError as error:
+        _die(error)
+
+
+def _plan(config: DictConfig) -> Job:
+    """Decide where the run lies and where it starts from."""
+    about = HydraConfig.get()
+    choices = {k: str(v) for k, v in about.runtime.choices.items() if not k.startswith("hydra") and v is not None}
+    coordinates = dict(o.split("=", 1) for o in about.overrides.task if "=" in o)
+    resume = str(config.resume) if config.resume is not None else None
+    if resume == "auto":
+        if _started_by_others():
+            raise ConfigError("resume=auto: every worker was started by itself; name the directory, resume=RUN_DIR")
+        found = find_unfinished(config)
+        if found is None:
+            print("resume=auto: no unfinished run of this configuration; starting a new one", flush=True)
+        resume = str(found) if found else None
+    if resume is not None:
+        return resumed_job(Path(resume), list(about.overrides.task))
+    if about.mode == RunMode.MULTIRUN:
+        run_dir = Path(about.runtime.output_dir)
+    elif _global_rank() == 0:
+        run_dir = new_run_directory(str(config.name))
+    else:
+        run_dir = Path("logs/runs") / "of-worker-0"  # never written to: files are worker 0's
+    return make_job(config, choices, run_dir, coordinates)
+
+
+def make_job(config: DictConfig, choices: dict[str, str], run_dir: Path, coordinates: dict[str, str]) -> Job:
+    """A new run's job. ConfigError if the configuration cannot be resolved."""
+    config_digest = digest(config)
+    config.run_dir = _relative(run_dir)
+    return Job("fit", plain(config), choices, _relative(run_dir), config_digest, None, coordinates)
+
+
+def resumed_job(run_dir: Path, overrides: list[str], mode: str = "fit") -> Job:
+    """Continue (or evaluate) the run in `run_dir` with its own configuration, values of `overrides` put on top."""
+    from ticks.strategy.checkpoint import newest_usable
+
+    config = load_config(run_dir)
+    choices = OmegaConf.to_container(config.pop("choices", OmegaConf.create({})))
+    saved_digest = config.pop("config_digest", None)
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == "resume":
+            continue
+        if OmegaConf.select(config, key, default="?missing") == "?missing" or "/" in key or key in choices:
+            raise ConfigError(
+                f"{override}: a run is continued with its own configuration ({run_dir}/config.yaml); only values in it"
+                " can be changed, not the chosen groups"
+            )
+        OmegaConf.update(config, key, OmegaConf.create([f"{value}"])[0] if value == "" else _value(value))
+    checkpoint, complaints = newest_usable(run_dir / "checkpoints")
+    for complaint in complaints if _global_rank() == 0 else ():
+        print(f"warning: {complaint}; using the one before it", file=sys.stderr, flush=True)
+    if checkpoint is None and (complaints or mode == "eval"):
+        raise ConfigError(f"no usable checkpoint in {run_dir}/checkpoints")
+    if _global_rank() == 0 and mode == "fit":
+        print(f"resuming {run_dir} from {checkpoint or 'its start: no checkpoint was written yet'}", flush=True)
+    return Job(
+        mode,
+        plain(config),
+        choices,  # type: ignore[arg-type]
+        _relative(run_dir),
+        saved_digest or digest(config),
+        str(checkpoint) if checkpoint else None,
+    )
+
+
+def _value(text: str) -> Any:
+    import yaml
+
+    return yaml.safe_load(text)
+
+
+def _relative(path: Path) -> str:
+    path = path.resolve()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _global_rank() -> int:
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return 0
+
+
+def _started_by_others() -> bool:
+    return any(name in os.environ for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
+
+
+# ---- one run -----------------------------------------------------------------------------------------------------
+
+
+def run(job: Job) -> dict[str, Any] | None:
+    """Do `job` on this worker, worker 0 starting the others; worker 0's summary, or None in eval mode's others.
+
+    Exits (SystemExit) with 1 after a failure and 128 + signal after an agreed stop. ConfigError for user mistakes.
+    """
+    from ticks.strategy.launch import restored_environment
+
+    with ExitStack() as stack:
+        stack.enter_context(restored_environment())
+        stack.enter_context(_sigterm_exits())
+        if _global_rank() == 0 and job.mode == "fit":
+            Path(job.run_dir).mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(Path(job.run_dir)))
+        jobfile = stack.enter_context(tempfile.NamedTemporaryFile("w", prefix="ticks-job-", suffix=".json"))
+        json.dump(asdict(job), jobfile)
+        jobfile.flush()
+        return _Run(job, jobfile.name).go()
+
+
+@contextmanager
+def _sigterm_exits() -> "Iterator[None]":
+    """Until training handles it, SIGTERM leaves through the usual clean-up instead of killing this process alone."""
+    before = signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Run:
+    """What the steps of one run share."""
+
+    def __init__(self, job: Job, jobfile: str) -> None:
+        self.job = job
+        self.jobfile = jobfile
+        self.config = OmegaConf.create(job.config)
+        self.is_zero = _global_rank() == 0
+        self.run_dir = Path(job.run_dir)
+        self.before: dict[str, float] | None = None
+        self.status = "failed"
+
+    def go(self) -> dict[str, Any] | None:
+        from ticks.report import wandb
+        from ticks.strategy.shutdown import Stopped
+        from ticks.strategy.strategy import NonFiniteLoss
+
+        exit_code = 1
+        try:
+            self.build()
+            result = self.fit() if self.job.mode == "fit" else self.evaluate()
+            exit_code = 0
+            return result
+        except Stopped as stop:
+            exit_code, self.status = stop.code, "stopped"  # type: ignore[assignment]
+            self._say_stopped(stop)
+            raise
+        except (NonFiniteLoss, OSError) as error:
+            if not self.is_zero:
+                sys.exit(1)
+            _die(error, 1)
+        except RuntimeError as error:
+            self._explain(error)
+            raise
+        finally:
+            if exit_code and self.is_zero and self.job.mode == "fit" and hasattr(self, "trainer"):
+                self.summarise()
+            wandb.finish(exit_code)
+            self._end_workers(exit_code)
+
+    # ---- build
+
+    def build(self) -> None:
+        """Build everything in this process. ConfigError before any other worker is started."""
+        from lightning import seed_everything
+
+        from ticks.report.progress import ProgressLine
+        from ticks.report.record import Record
+        from ticks.strategy.workers import WorkerStrategy
+
+        config = self.config
+        check_targets(config)
+        self._quiet()
+        seed_everything(int(config.seed), workers=True, verbose=False)
+        self.data = build(config.data, "data")
+        self.model = build(config.model, "model", vocab_size=self.data.vocab_size)
+        self.task = build(config.task, "task", model=self.model)
+        fitting = self.job.mode == "fit"
+        self.strategy = build(config.strategy, "strategy", **self._for_workers())
+        tokens_per_step = self.data.global_batch_size * self.data.block_size
+        self.record = Record(self.run_dir, tokens_per_step=tokens_per_step)
+        callbacks = [build(node, f"callbacks.{name}") for name, node in (config.callbacks or {}).items() if node]
+        loggers = [build(node, f"logger.{name}") for name, node in (config.logger or {}).items() if node]
+        self.trainer: Trainer = build(
+            config.trainer,
+            "trainer",
+            strategy=self.strategy,
+            callbacks=[*callbacks, self.record, ProgressLine()] if fitting else [],
+            logger=(loggers if self.is_zero else loggers) if fitting else False,
+            default_root_dir=str(self.run_dir),
+            enable_checkpointing=fitting,
+        )
+        assert isinstance(self.trainer.strategy, WorkerStrategy)
+        self._check_sizes()
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            self._prepare_data()
+
+    def _for_workers(self) -> dict[str, Any]:
+        command = [sys.executable, "-m", "ticks.train", self.jobfile]
+        return {"worker_command": command, "fingerprint": self.job.config_digest}
+
+    def _quiet(self) -> None:
+        """Messages of our libraries that say nothing a user can act on."""
+        import logging
+        import warnings
+
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        for message in (
+            ".*does not have many workers.*",
+            ".*It is recommended to use `self.log.*sync_dist=True.*",
+            ".*Checkpoint directory .* exists and is not empty.*",
+            ".*ended before the epoch ended and your dataloader is not resumable.*",
+            ".*Found .* module.* in eval mode.*",
+            ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
+            ".*Starting from v1.9.0, `tensorboardX`.*",
+        ):
+            warnings.filterwarnings("ignore", message)
+
+    def _check_sizes(self) -> None:
+        trainer, config = self.trainer, self.config.trainer
+        devices = config.devices
+        asked = int(devices) * int(config.get("num_nodes", 1)) if isinstance(devices, int) else trainer.world_size
+        if trainer.world_size != asked:
+            raise ConfigError(
+                f"trainer.devices={devices} asks for {asked} workers, but there are {trainer.world_size}"
+                f" (WORLD_SIZE={os.environ.get('WORLD_SIZE')} in the environment)"
+            )
+        try:
+            self.worker_batch_size = self.data.worker_batch_size(trainer.world_size, trainer.accumulate_grad_batches)
+        except ValueError as error:
+            raise ConfigError(f"data.{error}") from None
+
+    def _prepare_data(self) -> None:
+        try:
+            self.data.prepare_data()
+        except (ValueError, OSError, ImportError) as error:
+            raise ConfigError(f"data: {error}") from error
+
+    # ---- fit
+
+    def fit(self) -> dict[str, Any] | None:
+        """Train, then measure the agreed model on all of the validation and test text."""
+        from ticks.report.table import show_result
+        from ticks.report.wandb import log_config
+
+        trainer, task, data = self.trainer, self.task, self.data
+        if self.is_zero:
+            self.save_config()
+            self.status = "running"
+            self.summarise()
+            self.status = "failed"
+            self._announce()
+            log_config(trainer.loggers, self.job.config | {"choices": self.job.choices}, self.job.coordinates)
+        if self.job.checkpoint is None:
+            self.before = trainer.validate(task, datamodule=data, verbose=False)[0]  # type: ignore[assignment]
+        trainer.fit(task, datamodule=data, ckpt_path=self.job.checkpoint)
+        final = self.run_dir / "checkpoints" / "final.ckpt"
+        trainer.save_checkpoint(self.strategy.broadcast(str(final)))
+        last = self.record.last_val
+        if last is None or last[0] != trainer.global_step:
+            trainer.validate(task, datamodule=data, verbose=False)
+        tests = trainer.test(task, datamodule=data, verbose=False)[0] if self.config.test else {}
+        sample = self._sample()
+        if not self.is_zero:
+            return None
+        self.status = "finished"
+        summary = self.summarise(tests=dict(tests), checkpoint=_relative(final))
+        ledger = self.strategy.ledger
+        show_result(
+            summary,
+            before=self.before or self._first_validation(),
+            floors=self.data.corpus.floors,
+            ddp_bytes=ledger.ddp_bytes,
+            measuring_bytes=ledger.measuring_bytes,
+            sample=sample,
+        )
+        return summary
+
+    def save_config(self) -> None:
+        """config.yaml: all that `resume` and `ticks eval` need."""
+        extra = {"choices": self.job.choices, "config_digest": self.job.config_digest}
+        OmegaConf.save(OmegaConf.create(self.job.config | extra), self.run_dir / "config.yaml")
+
+    def _announce(self) -> None:
+        data, trainer, strategy = self.data, self.trainer, self.strategy
+        tokens = data.global_batch_size * data.block_size
+        interval = getattr(getattr(strategy, "clock", None), "interval", None)
+        a_round = f", {tokens * interval:,} per round of {interval} steps" if interval else ""
+        parameters = sum(p.numel() for p in self.task.parameters())
+        print(f"run directory {self.run_dir}")
+        print(
+            f"{parameters:,} parameters; {trainer.world_size} worker(s) on {strategy.root_device.type};"
+            f" {data.global_batch_size} sequences of {data.block_size} bytes per step, {self.worker_batch_size} per"
+            f" worker and batch: {tokens:,} tokens per step{a_round}",
+            flush=True,
+        )
+
+    def _sample(self) -> str | None:
+        if not self.is_zero or not self.config.sample_bytes or not hasattr(self.model, "generate"):
+            return None
+        tokens = self.task.generate(self.data.encode("The "), int(self.config.sample_bytes))
+        return self.data.decode(tokens)
+
+    def _first_validation(self) -> dict[str, float] | None:
+        """A resumed run's validation before its first step, from its record."""
+        for row in self.record.file.rows():
+            if row["step"] == "0" and row.get("val/loss"):
+                return {key: float(value) for key, value in row.items() if key.startswith("val/") and value}
+        return None
+
+    def summarise(self, *, tests: dict[str, float] | None = None, checkpoint: str | None = None) -> dict[str, Any]:
+        """Write summary.json as things stand."""
+        from ticks.report import summary as file
+
+        trainer, strategy, choices = self.trainer, self.strategy, self.job.choices
+        ledger, (_, val) = strategy.ledger, self.record.last_val or (0, {})
+        seconds, steps = self.record.seconds(), strategy.step
+        return file.write(
+            self.run_dir,
+            {
+                "status": self.status,
+                "strategy": choices.get("strategy"),
+                "interval": getattr(getattr(strategy, "clock", None), "interval", None),
+                "sync": choices.get("strategy/sync"),
+                "wire": choices.get("strategy/wire"),
+                "norm": choices.get("model/norm"),
+                "adapter": choices.get("model/adapter"),
+                "seed": self.config.seed,
+                "world_size": trainer.world_size,
+                "n_params": sum(p.numel() for p in self.task.parameters()),
+                "n_trainable": sum(p.numel() for p in self.task.parameters() if p.requires_grad),
+                "steps": steps,
+                "ticks": ledger.ticks,
+                "tokens": steps * self.record.tokens_per_step,
+                "val_loss": val.get("val/loss"),
+                "val_bits_per_byte": val.get("val/bits_per_byte"),
+                "bytes_sent_per_worker": ledger.bytes_sent,
+                "messages": ledger.messages,
+                "sync_seconds": None if choices.get("strategy") == "ddp" else round(ledger.seconds, 3),
+                "train_seconds": round(seconds, 3),
+                "steps_per_second": round(steps / seconds, 4) if seconds > 0 else None,
+                "device": self._device(),
+                "run_dir": str(self.run_dir),
+                "checkpoint": checkpoint,
+                "config_digest": self.job.config_digest,
+                "versions": file.versions(),
+            }
+            | {key.replace("/", "_"): value for key, value in (tests or {}).items()},
+        )
+
+    def _device(self) -> str:
+        import torch
+
+        device = self.strategy.root_device
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+    # ---- evaluate
+
+    def evaluate(self) -> dict[str, Any] | None:
+        """The validation and test metrics of the run's newest checkpoint."""
+        checkpoint = self.job.checkpoint
+        metrics = dict(self.trainer.validate(self.task, self.data.__class__ and self.data, ckpt_path=checkpoint, verbose=False)[0])
+        if self.config.test:
+            metrics |= self.trainer.test(self.task, datamodule=self.data, ckpt_path=checkpoint, verbose=False)[0]
+        return {key.replace("/", "_"): value for key, value in metrics.items()} | {"checkpoint": checkpoint}
+
+    # ---- the end
+
+    def _say_stopped(self, stop: Any) -> None:
+        if self.is_zero:
+            name = signal.Signals(stop.signum).name
+            again = f"; continue with: python train.py resume={self.run_dir}" if stop.checkpoint else ""
+            print(f"stopped by {name} after step {stop.step}, checkpoint {stop.checkpoint}{again}", flush=True)
+
+    def _explain(self, error: RuntimeError) -> None:
+        """A connection that broke because a worker died is told in one line instead of a stack trace."""
+        if not any(text in str(error) for text in ("Connection", "onnection closed", "Gloo", "gloo", "NCCL", "Timed out")):
+            return
+        if not self.is_zero:
+            sys.exit(1)
+        launcher = self.trainer.strategy.launcher
+        deadline = time.monotonic() + 3
+        while getattr(launcher, "dead", None) is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if getattr(launcher, "dead", None):
+            _die(RuntimeError(f"{launcher.dead}; resume with: python train.py resume={self.run_dir}"), 1)
+
+    def _end_workers(self, exit_code: int) -> None:
+        """Leave no process and no process group behind."""
+        from ticks.strategy.launch import WorkerLauncher
+
+        launcher = getattr(getattr(self, "trainer", None), "strategy", None)
+        launcher = launcher.launcher if launcher is not None else None
+        if isinstance(launcher, WorkerLauncher):
+            launcher.wait(20 if exit_code in (0, 143, 130) else 1)
+            launcher.kill_all()
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def worker(jobfile: str) -> None:
+    """The entry of workers 1 .. n - 1."""
+    job = Job(**json.loads(Path(jobfile).read_text()))
+    try:
+        run(job)
+    except ConfigError as error:
+        _die(error)
+
+
+if __name__ == "__main__":
+    worker(sys.argv[1])
