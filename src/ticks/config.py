@@ -35,7 +35,7 @@ class ConfigError(Exception):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """"; did you mean 'x'? valid: a, b, x", with the valid names sorted."""
+    """ "; did you mean 'x'? valid: a, b, x", with the valid names sorted."""
     names = sorted(str(k) for k in known)
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
     return (f"; did you mean '{close[0]}'?" if close else ";") + f" valid: {', '.join(names)}"
@@ -79,9 +79,7 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
 def _without_overlays(parsed: Sequence[Override], choices: Any) -> list[str]:
     """Overrides that choose the same groups, but no experiment and no debug file."""
     groups = {g: c for g, c in choices.items() if not g.startswith("hydra") and g not in OVERLAYS and c is not None}
-    kept = [o.input_line for o in parsed if o.key_or_group not in groups and o.key_or_group not in OVERLAYS]
-    # keys an overlay added would fail here as unknown, under a worse name: only the group choices matter
-    kept = [line for line in kept if line.startswith(("+", "~"))]
+    kept = [str(o.input_line) for o in parsed if o.is_add() or o.is_delete()]
     return [f"{group}={choice}" for group, choice in groups.items()] + kept
 
 
@@ -89,13 +87,13 @@ def check_keys(config: DictConfig, base: DictConfig, added: Iterable[str] = ()) 
     """ConfigError unless every key of `config` is in `base` or in `added` (dotted, given with + on purpose)."""
     for key in config:
         if key not in TOP_LEVEL:
-            raise ConfigError(f"unknown key '{key}'{did_you_mean(str(key), TOP_LEVEL)}")
+            raise ConfigError(f"unknown key '{key!s}'{did_you_mean(str(key), TOP_LEVEL)}")
     _check_below(config, base, "", set(added))
     for group in ("callbacks", "logger"):
         for name, node in (config.get(group) or {}).items():
             if node is not None and "_target_" not in node:
                 raise ConfigError(
-                    f"{group}.{name} has no _target_, so it would do nothing; give the class to build, or null to leave"
+                    f"{group}.{name!s} has no _target_, so it would do nothing; give the class to build, or null to leave"
                     f" it out (it has: {', '.join(str(k) for k in node) or 'nothing'})"
                 )
 
@@ -104,7 +102,7 @@ def _check_below(node: Any, base: Any, path: str, added: set[str]) -> None:
     if not isinstance(node, DictConfig) or not isinstance(base, DictConfig):
         return
     for key in node:
-        here = f"{path}{key}"
+        here = f"{path}{key!s}"
         if here in added:
             continue
         if key not in base:
@@ -123,7 +121,7 @@ def check_targets(node: Any, path: str = "") -> None:
         _check_target(node, path)
     for key in node:
         if not OmegaConf.is_missing(node, key):
-            check_targets(node[key], f"{path}.{key}" if path else str(key))
+            check_targets(node[key], f"{path}.{key!s}" if path else str(key))
 
 
 def _check_target(node: DictConfig, path: str) -> None:
@@ -135,7 +133,7 @@ def _check_target(node: DictConfig, path: str) -> None:
     for key in node:
         if not str(key).startswith("_") and names is not None and key not in names:
             raise ConfigError(
-                f"{path}.{key}={node[key]}: {node['_target_']} takes no '{key}'{did_you_mean(str(key), names)}"
+                f"{path}.{key!s}={node[key]}: {node['_target_']} takes no '{key!s}'{did_you_mean(str(key), names)}"
             )
 
 
@@ -149,7 +147,7 @@ def _argument_names(target: Any, parameters: Any) -> set[str] | None:
         return None
     for base in target.__mro__[1:]:
         if "__init__" in vars(base) and base is not object:
-            own = inspect.signature(base.__init__).parameters
+            own = inspect.signature(vars(base)["__init__"]).parameters
             names |= {n for n, p in own.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"self"}
             if not any(p.kind == p.VAR_KEYWORD for p in own.values()):
                 break

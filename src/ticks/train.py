@@ -2,7 +2,7 @@
 
 `main` is what train.py calls. It checks the configuration before torch is imported and leaves the rest to a `Job`:
 plain data that says what to do, handed as it is to every worker, so that all of them do the same. Workers that this
-process starts run `python -m ticks.train JOBFILE`; under torchrun every worker makes the same Job from the same command.
+process starts run `python -m ticks.train JOBFILE`; under torchrun each makes the same Job from the same command.
 """
 
 import json
@@ -14,9 +14,10 @@ import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -54,7 +55,7 @@ def main(config_dir: Path) -> None:
     hydra.main(version_base="1.3", config_path=str(config_dir.resolve()), config_name="train")(_hydra_job)()
 
 
-def _die(error: Exception, code: int = USER_MISTAKE) -> None:
+def _die(error: Exception, code: int = USER_MISTAKE) -> NoReturn:
     print(f"error: {error}", file=sys.stderr, flush=True)
     sys.exit(code)
 
@@ -119,18 +120,18 @@ def resumed_job(run_dir: Path, overrides: list[str], mode: str = "fit") -> Job:
     from ticks.strategy.checkpoint import newest_usable
 
     config = load_config(run_dir)
-    choices = OmegaConf.to_container(config.pop("choices", OmegaConf.create({})))
+    choices: Any = OmegaConf.to_container(config.pop("choices", OmegaConf.create({})))
     saved_digest = config.pop("config_digest", None)
     for override in overrides:
         key, _, value = override.partition("=")
         if key == "resume":
             continue
-        if OmegaConf.select(config, key, default="?missing") == "?missing" or "/" in key or key in choices:
+        if "/" in key or key in choices or not _has(config, key):
             raise ConfigError(
                 f"{override}: a run is continued with its own configuration ({run_dir}/config.yaml); only values in it"
                 " can be changed, not the chosen groups"
             )
-        OmegaConf.update(config, key, OmegaConf.create([f"{value}"])[0] if value == "" else _value(value))
+        OmegaConf.update(config, key, yaml.safe_load(value))
     checkpoint, complaints = newest_usable(run_dir / "checkpoints")
     for complaint in complaints if _global_rank() == 0 else ():
         print(f"warning: {complaint}; using the one before it", file=sys.stderr, flush=True)
@@ -141,17 +142,17 @@ def resumed_job(run_dir: Path, overrides: list[str], mode: str = "fit") -> Job:
     return Job(
         mode,
         plain(config),
-        choices,  # type: ignore[arg-type]
+        choices,
         _relative(run_dir),
         saved_digest or digest(config),
         str(checkpoint) if checkpoint else None,
     )
 
 
-def _value(text: str) -> Any:
-    import yaml
-
-    return yaml.safe_load(text)
+def _has(config: DictConfig, key: str) -> bool:
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    return isinstance(node, DictConfig) and name in node
 
 
 def _relative(path: Path) -> str:
@@ -262,15 +263,20 @@ class _Run:
         fitting = self.job.mode == "fit"
         self.strategy = build(config.strategy, "strategy", **self._for_workers())
         tokens_per_step = self.data.global_batch_size * self.data.block_size
-        self.record = Record(self.run_dir, tokens_per_step=tokens_per_step)
+        self.record = Record(
+            self.run_dir,
+            tokens_per_step=tokens_per_step,
+            every_n_steps=config.trainer.get("log_every_n_steps") or 50,
+        )
         callbacks = [build(node, f"callbacks.{name}") for name, node in (config.callbacks or {}).items() if node]
-        loggers = [build(node, f"logger.{name}") for name, node in (config.logger or {}).items() if node]
+        wanted = (config.logger or {}).items() if self.is_zero else ()
+        loggers = [build(node, f"logger.{name}") for name, node in wanted if node]
         self.trainer: Trainer = build(
             config.trainer,
             "trainer",
             strategy=self.strategy,
             callbacks=[*callbacks, self.record, ProgressLine()] if fitting else [],
-            logger=(loggers if self.is_zero else loggers) if fitting else False,
+            logger=loggers if fitting else False,
             default_root_dir=str(self.run_dir),
             enable_checkpointing=fitting,
         )
@@ -444,9 +450,10 @@ class _Run:
     def evaluate(self) -> dict[str, Any] | None:
         """The validation and test metrics of the run's newest checkpoint."""
         checkpoint = self.job.checkpoint
-        metrics = dict(self.trainer.validate(self.task, self.data.__class__ and self.data, ckpt_path=checkpoint, verbose=False)[0])
+        trainer, task, data = self.trainer, self.task, self.data
+        metrics = dict(trainer.validate(task, datamodule=data, ckpt_path=checkpoint, verbose=False)[0])
         if self.config.test:
-            metrics |= self.trainer.test(self.task, datamodule=self.data, ckpt_path=checkpoint, verbose=False)[0]
+            metrics |= trainer.test(task, datamodule=data, ckpt_path=checkpoint, verbose=False)[0]
         return {key.replace("/", "_"): value for key, value in metrics.items()} | {"checkpoint": checkpoint}
 
     # ---- the end
@@ -459,11 +466,11 @@ class _Run:
 
     def _explain(self, error: RuntimeError) -> None:
         """A connection that broke because a worker died is told in one line instead of a stack trace."""
-        if not any(text in str(error) for text in ("Connection", "onnection closed", "Gloo", "gloo", "NCCL", "Timed out")):
+        if not any(word in str(error).lower() for word in ("connection", "gloo", "nccl", "timed out")):
             return
         if not self.is_zero:
             sys.exit(1)
-        launcher = self.trainer.strategy.launcher
+        launcher: Any = self.trainer.strategy.launcher
         deadline = time.monotonic() + 3
         while getattr(launcher, "dead", None) is None and time.monotonic() < deadline:
             time.sleep(0.1)

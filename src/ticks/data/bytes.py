@@ -125,7 +125,8 @@ class ByteData(LightningDataModule):
         )
 
     def _attached(self) -> tuple[Any, Corpus]:
-        assert self.trainer is not None and self.corpus is not None, "setup() comes first"
+        assert self.trainer is not None
+        assert self.corpus is not None, "setup() comes first"
         return self.trainer, self.corpus
 
     def decode(self, tokens: Tensor) -> str:

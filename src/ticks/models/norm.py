@@ -7,6 +7,8 @@ RMSNorm    y = gamma x / sqrt(mean(x^2) + eps)                    (arXiv 1910.07
 To add one: a class here whose first argument is `d_model`, and a YAML in configs/model/norm/.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -49,14 +51,14 @@ class _RMSNormCPU(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:  # type: ignore[override]
         mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
         inverse_rms = mean_square.add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse_rms)
         return (x * inverse_rms).mul_(weight)
 
     @staticmethod
-    def backward(ctx, grad_y: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         x, weight, inverse_rms = ctx.saved_tensors
         normed = x * inverse_rms
         grad_weight = (grad_y * normed).flatten(0, -2).sum(0)

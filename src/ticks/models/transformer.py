@@ -110,16 +110,15 @@ class DecoderTransformer(nn.Module):
 
     def reset_parameters(self) -> None:
         """Normal(0, 0.02), biases 0; projections into the residual stream divided by sqrt(2 n_layers), as in GPT-2."""
-        for module in self.modules():
+        residual = {f"blocks.{i}.{name}" for i in range(len(self.blocks)) for name in ("attention.out", "ffn.fc2")}
+        for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
+                std = 0.02 / math.sqrt(2 * len(self.blocks)) if name in residual else 0.02
+                nn.init.normal_(module.weight, std=std)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         if self.position is not None:
             nn.init.normal_(self.position, std=0.02)
-        for block in self.blocks:
-            for projection in (block.attention.out, block.ffn.fc2):
-                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * len(self.blocks)))
 
     def forward(self, tokens_BxT: Tensor) -> Tensor:
         x_BxTxD = self.embedding(tokens_BxT)

@@ -55,9 +55,10 @@ class MetricsFile:
 class Record(Callback):
     """Writes metrics.csv in `run_dir` and keeps the training time, over resumed runs too."""
 
-    def __init__(self, run_dir: str | Path, *, tokens_per_step: int) -> None:
+    def __init__(self, run_dir: str | Path, *, tokens_per_step: int, every_n_steps: int = 10) -> None:
         self.file = MetricsFile(Path(run_dir) / "metrics.csv")
         self.tokens_per_step = tokens_per_step
+        self.every_n_steps = max(1, every_n_steps)
         self.train_seconds = 0.0
         self.last_val: tuple[int, dict[str, float]] | None = None
         self._running_since: float | None = None
@@ -86,7 +87,7 @@ class Record(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.is_global_zero and (batch_idx + 1) % trainer.log_every_n_steps == 0:
+        if trainer.is_global_zero and trainer.global_step % self.every_n_steps == 0:
             lr = max((group["lr"] for o in trainer.optimizers for group in o.param_groups), default=0.0)
             self.write(trainer, {"train/loss": float(outputs["loss"]), "lr": lr})
 

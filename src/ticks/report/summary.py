@@ -21,7 +21,7 @@ def write(run_dir: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """Write summary.json with all KEYS in order; `values` may hold further test_* keys. ValueError for others."""
     if unknown := [key for key in values if key not in KEYS and not key.startswith("test_")]:
         raise ValueError(f"summary.json has no {unknown}")
-    summary = {key: None for key in KEYS} | {key: _finite(value) for key, value in values.items()}
+    summary = dict.fromkeys(KEYS) | {key: _finite(value) for key, value in values.items()}
     scratch = run_dir / ".summary.partial"
     scratch.write_text(json.dumps(summary, indent=2) + "\n")
     scratch.replace(run_dir / "summary.json")

@@ -42,8 +42,9 @@ def show_result(
     if measuring_bytes:
         table.add_row("  to evaluate or save between ticks", "", megabytes(measuring_bytes))
     if summary["sync_seconds"] is not None:
-        share = summary["sync_seconds"] / max(1e-9, summary["train_seconds"])
-        table.add_row("seconds in ticks", "", f"{summary['sync_seconds']:.1f} of {summary['train_seconds']:.1f} ({share:.0%})")
+        seconds, total = summary["sync_seconds"], summary["train_seconds"]
+        share = seconds / max(1e-9, total)
+        table.add_row("seconds in ticks", "", f"{seconds:.1f} of {total:.1f} ({share:.0%})")
     table.add_row("steps per second", "", f"{summary['steps_per_second'] or 0:.2f}")
     console = Console(highlight=False)
     console.print(table)

@@ -122,7 +122,7 @@ def damage(path: Path) -> str | None:
 
 def newest_usable(directory: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint in `directory`, and a line for every newer one that is damaged."""
-    complaints = []
+    complaints: list[str] = []
     for path in sorted(directory.glob("*.ckpt"), key=lambda p: p.stat().st_mtime_ns, reverse=True):
         if (reason := damage(path)) is None:
             return path, complaints

@@ -78,7 +78,7 @@ class Heartbeat:
         """Begin to beat. With one worker there is nobody to tell, and no thread."""
         if self.world_size == 1:
             return
-        base = dist.distributed_c10d._get_default_store()
+        base: Any = dist.distributed_c10d._get_default_store()
         prefix = f"ticks/heartbeat/{next(_generation)}"
         self._store = dist.PrefixStore(prefix, base)
         own_connection = base.clone()
@@ -175,13 +175,16 @@ class _EpochLoop(_TrainingEpochLoop):
 
 def quieten(trainer: Trainer, strategy: StopsBetweenSteps) -> None:
     """Make `trainer` stop through `strategy`: no broadcast per batch, no collective in a signal handler."""
-    loop, connector = trainer.fit_loop.epoch_loop, trainer._signal_connector
-    missing = [name for name in ("_broadcast_sigterm_tensor", "on_advance_end") if not hasattr(_TrainingEpochLoop, name)]
-    missing += [name for name in ("register_signal_handlers", "_original_handlers") if not hasattr(connector, name)]
-    if missing or not isinstance(loop, _TrainingEpochLoop):
+    loop: Any = trainer.fit_loop.epoch_loop
+    connector: Any = trainer._signal_connector
+    needed: dict[Any, tuple[str, ...]] = {
+        loop: ("_broadcast_sigterm_tensor", "on_advance_end", "_should_accumulate", "done")
+    }
+    needed[connector] = ("register_signal_handlers", "_original_handlers", "_get_current_signal_handlers")
+    missing = [name for owner, names in needed.items() for name in names if not hasattr(owner, name)]
+    if missing:
         raise RuntimeError(
-            f"this Lightning is not known to ticks: {', '.join(missing) or type(loop).__name__} changed;"
-            " see src/ticks/strategy/shutdown.py"
+            f"this Lightning is not known to ticks: {', '.join(missing)} changed; see src/ticks/strategy/shutdown.py"
         )
     loop.__class__ = _EpochLoop
     loop._ticks_strategy = strategy

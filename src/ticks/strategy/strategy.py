@@ -1,9 +1,9 @@
 """TickStrategy: every worker trains by itself; at ticks, and only then, they agree.
 
-    step      one optimizer step, counted from 1
-    round     the steps between two ticks; its length is the interval, chosen by the clock
-    tick      the end of a round: one message carries the parameters, the buffers and the facts workers must share;
-              the rule `gradients` sends the gradients before it
+step      one optimizer step, counted from 1
+round     the steps between two ticks; its length is the interval, chosen by the clock
+tick      the end of a round: one message carries the parameters, the buffers and the facts workers must share;
+          the rule `gradients` sends the gradients before it
 """
 
 import math
@@ -87,7 +87,9 @@ class TickStrategy(WorkerStrategy):
         if not self.lightning_module.automatic_optimization:
             raise ValueError("sync rule `gradients` needs automatic optimization: use sync=Parameters()")
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
-            raise ValueError("sync rule `gradients` cannot average scaled gradients: use bf16-mixed or sync=Parameters()")
+            raise ValueError(
+                "sync rule `gradients` cannot average scaled gradients: use bf16-mixed or sync=Parameters()"
+            )
 
     def configure_ddp(self) -> None:
         """No wrapper. All workers start from worker 0's parameters and buffers, the frozen ones included."""
@@ -133,9 +135,7 @@ class TickStrategy(WorkerStrategy):
                              " tick/loss is the mean over the workers")  # fmt: skip
         return super().reduce(tensor, *args, **kwargs)
 
-    def optimizer_step(
-        self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any
-    ) -> Any:
+    def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         def closure_of_step() -> Any:
             loss = closure()
             if isinstance(loss, Tensor):

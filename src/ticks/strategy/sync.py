@@ -14,7 +14,7 @@ Mean = Callable[[], None]  # sends the tick's message: the parameters become the
 
 
 class Sync(ABC):
-    """One rule. `averages_gradients` asks for the gradients of a tick's step as well, before the optimizer uses them."""
+    """One rule. `averages_gradients` asks for a tick's gradients too, averaged before the optimizer uses them."""
 
     averages_gradients = False
 
@@ -26,7 +26,7 @@ class Sync(ABC):
         """What the rule must remember to resume exactly."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - most rules remember nothing
         """Take back what `state_dict` gave."""
 
 

@@ -84,7 +84,9 @@ class WorkerStrategy(DDPStrategy):
         """ValueError for Trainer options that exchange messages at every batch or by each worker's own clock."""
         for callback in trainer.checkpoint_callbacks:
             if getattr(callback, "_train_time_interval", None) is not None:
-                raise ValueError("ModelCheckpoint(train_time_interval=...) talks at every batch: use every_n_train_steps")
+                raise ValueError(
+                    "ModelCheckpoint(train_time_interval=...) talks at every batch: use every_n_train_steps"
+                )
         if getattr(trainer, "_val_check_time_interval", None) is not None:
             raise ValueError("val_check_interval as a time differs between workers: give a number of batches")
 
@@ -124,9 +126,7 @@ class WorkerStrategy(DDPStrategy):
 
     # ---- steps ---------------------------------------------------------------------------------------------------
 
-    def optimizer_step(
-        self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any
-    ) -> Any:
+    def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         output = super().optimizer_step(optimizer, closure, model, **kwargs)
         if self._steps_automatically:
             self._end_step()
@@ -188,7 +188,9 @@ class WorkerStrategy(DDPStrategy):
         token = self.broadcast(uuid4().hex[:12])
         checkpoint[files.KEY] = {"token": token, "world_size": self.world_size, "step": self.step}
         self._together(lambda: files.save_worker(filepath, token, self.global_rank, self.worker_state()), filepath)
-        self._together(lambda: super(WorkerStrategy, self).save_checkpoint(checkpoint, filepath, storage_options), filepath)
+        self._together(
+            lambda: super(WorkerStrategy, self).save_checkpoint(checkpoint, filepath, storage_options), filepath
+        )
         if self.is_global_zero:
             files.drop_stale_workers(filepath, token)
 

@@ -5,7 +5,7 @@ bits_per_byte = loss / ln 2 / bytes per token.
 """
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from ticks.tasks.metrics import TokenLoss
 from ticks.tasks.optimizer import adamw, schedule
-
 
 IGNORE = -100  # targets that are padding
 
@@ -65,7 +64,8 @@ class LanguageModeling(LightningModule):
     def loss(self, batch: dict[str, Tensor], *, reduction: str = "mean") -> Tensor:
         """Cross-entropy in nats of a batch, targets of IGNORE left out."""
         logits_BxTxV = self(batch["x"])
-        return F.cross_entropy(logits_BxTxV.flatten(0, 1), batch["y"].flatten(), reduction=reduction, ignore_index=IGNORE)
+        logits_NxV, y_N = logits_BxTxV.flatten(0, 1), batch["y"].flatten()
+        return F.cross_entropy(logits_NxV, y_N, reduction=reduction, ignore_index=IGNORE)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         loss = self.loss(batch)
@@ -81,11 +81,11 @@ class LanguageModeling(LightningModule):
     def _evaluate(self, split: str, batch: dict[str, Tensor]) -> None:
         nll, tokens = self.loss(batch, reduction="sum"), (batch["y"] != IGNORE).sum()
         for name in ("loss", "bits_per_byte"):
-            metric = self.metrics[f"{split}_{name}"]
+            metric = cast(TokenLoss, self.metrics[f"{split}_{name}"])
             metric.update(nll, tokens)
             self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         optimizer = adamw(self, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas, eps=self.eps)
         scheduler = schedule(
             optimizer,
@@ -102,6 +102,7 @@ class LanguageModeling(LightningModule):
         self.eval()
         generator = torch.Generator(device=self.device).manual_seed(seed)
         prompt_1xT = prompt_T.to(self.device).unsqueeze(0)
-        tokens_1xT = self.model.generate(prompt_1xT, n, temperature=temperature, generator=generator)
+        model: Any = self.model
+        tokens_1xT = model.generate(prompt_1xT, n, temperature=temperature, generator=generator)
         self.train(training)
         return tokens_1xT[0].cpu()

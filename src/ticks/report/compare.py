@@ -1,0 +1,108 @@
+"""Several runs side by side: a table of their summaries, a figure of validation loss against what was sent."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ticks.config import ConfigError
+from ticks.report import summary
+from ticks.report.table import megabytes
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's summary.json and the rows of its metrics.csv."""
+
+    directory: Path
+    summary: dict[str, Any]
+    rows: list[dict[str, str]]
+
+    @property
+    def label(self) -> str:
+        about = self.summary
+        if about["strategy"] == "ddp":
+            return "DDP"
+        return f"{about['sync']}, interval {about['interval']}"
+
+
+def load_runs(directories: list[Path]) -> list[Run]:
+    """The runs in `directories`, or below them for a multirun's. ConfigError if there is none."""
+    runs = []
+    for directory in directories:
+        found = sorted(directory.glob("**/summary.json"))
+        if not found:
+            raise ConfigError(f"no run in '{directory}': no summary.json there or below it")
+        for file in found:
+            with (file.parent / "metrics.csv").open(newline="") as rows:
+                runs.append(Run(file.parent, summary.read(file.parent), list(csv.DictReader(rows))))
+    if not runs:
+        raise ConfigError("give run directories: ticks report logs/runs/* out=figure.png")
+    return runs
+
+
+def show_runs(runs: list[Run]) -> None:
+    """Print one line per run."""
+    table = Table(title="Runs", title_justify="left")
+    for column in ("run", "strategy", "norm", "adapter"):
+        table.add_column(column)
+    for column in ("workers", "steps", "bits per byte", "sent per worker", "steps/s"):
+        table.add_column(column, justify="right")
+    for run in runs:
+        about = run.summary
+        bits = about["val_bits_per_byte"]
+        table.add_row(
+            run.directory.name,
+            run.label,
+            str(about["norm"]),
+            str(about["adapter"]),
+            str(about["world_size"]),
+            f"{about['steps']}" + ("" if about["status"] == "finished" else f" ({about['status']})"),
+            "-" if bits is None else f"{bits:.3f}",
+            megabytes(about["bytes_sent_per_worker"]),
+            f"{about['steps_per_second'] or 0:.2f}",
+        )
+    Console(highlight=False).print(table)
+
+
+def figure(runs: list[Run], out: Path) -> None:
+    """Draw validation bits per byte against MB sent per worker (log scale) and against steps. ConfigError without
+    matplotlib or if no run was evaluated twice."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise ConfigError('figures need matplotlib: pip install -e ".[figures]"') from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), sharey=True, constrained_layout=True)
+    drawn = False
+    for run in runs:
+        points = [
+            (int(row["step"]), float(row["bytes_sent"]) / 1e6, float(row["val/bits_per_byte"]))
+            for row in run.rows
+            if row.get("val/bits_per_byte") and row["step"] != "0"
+        ]
+        if len(points) < 2:
+            continue
+        drawn = True
+        steps, sent, bits = zip(*points, strict=True)
+        left.plot(sent, bits, marker="o", markersize=3.5, label=run.label)
+        right.plot(steps, bits, marker="o", markersize=3.5, label=run.label)
+    if not drawn:
+        plt.close(fig)
+        raise ConfigError("nothing to draw: no run has two evaluations during training")
+    left.set_xscale("log")
+    left.set_xlabel("MB sent per worker (log scale)")
+    left.set_ylabel("validation bits per byte")
+    right.set_xlabel("optimizer steps")
+    right.legend(frameon=False)
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(out, dpi=150)
+    plt.close(fig)
