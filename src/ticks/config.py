@@ -93,8 +93,8 @@ def check_keys(config: DictConfig, base: DictConfig, added: Iterable[str] = ()) 
         for name, node in (config.get(group) or {}).items():
             if node is not None and "_target_" not in node:
                 raise ConfigError(
-                    f"{group}.{name!s} has no _target_, so it would do nothing; give the class to build, or null to leave"
-                    f" it out (it has: {', '.join(str(k) for k in node) or 'nothing'})"
+                    f"{group}.{name!s} has no _target_, so it would do nothing{did_you_mean('_target_', node)};"
+                    " give the class to build, or null to leave it out"
                 )
 
 

@@ -1,0 +1,45 @@
+# make train, make test: everything else is set up by these two.
+PYTHON ?= python3
+CONSTRAINTS ?= -c constraints.txt
+ARGS ?=
+BIN = .venv/bin
+TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+
+.PHONY: train test setup lint format types bench figure clean
+
+train: .venv/ready ## run the main job; overrides: make train ARGS="model=rms strategy.clock.interval=16"
+	$(BIN)/python train.py model=ln_ticks trainer.devices=4 $(ARGS)
+
+test: .venv/ready ## run every test
+	$(BIN)/python -m pytest $(ARGS)
+
+setup: .venv/ready ## create .venv and install the pinned dependencies
+
+# torch first and pinned by itself: a range would take the newest build with several GB of CUDA packages
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 13), 'Python 3.11 to 3.13 is needed'"
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) $(if $(CONSTRAINTS),$(TORCH),torch)
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e ".[dev]"
+	touch $@
+
+lint: .venv/ready ## what CI checks besides the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/ready ## measure; nothing else should run on the machine
+	$(BIN)/python tests/benchmarks/bench.py $(ARGS)
+
+figure: .venv/ready ## the README's figure: three real runs (7 minutes on 2 cores), then the picture
+	for job in strategy=ddp strategy.clock.interval=8 strategy.clock.interval=32; do \
+		$(BIN)/python train.py model=ln_ticks trainer.devices=4 trainer.val_check_interval=80 \
+			name=figure-$$job $$job || exit 1; done
+	$(BIN)/ticks report $$(ls -d logs/runs/*figure-* | tail -3) out=docs/loss_against_sent.png
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
