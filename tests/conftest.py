@@ -2,6 +2,7 @@
 
 import multiprocessing as mp
 import os
+import pickle
 import socket
 import traceback
 from collections.abc import Callable
@@ -51,7 +52,7 @@ def run_workers(n: int, function: Callable[..., Any], *args: Any, timeout: float
             if not pipe.poll(timeout):
                 raise TimeoutError(f"worker {rank} did not end within {timeout} s")
             try:
-                outcomes.append(pipe.recv())
+                outcomes.append(pickle.loads(pipe.recv_bytes()))
             except EOFError:
                 outcomes.append(("died", f"worker {rank} died without a word"))
     finally:
@@ -81,6 +82,6 @@ def _worker(pipe: Any, rank: int, n: int, port: int, function: Callable[..., Any
         outcome = ("result", function(*args))
     except BaseException as error:
         outcome = ("error", f"worker {rank}: {type(error).__name__}: {error}\n{traceback.format_exc()}")
-    pipe.send(outcome)
+    pipe.send_bytes(pickle.dumps(outcome))  # by value: shared memory would go with the process
     pipe.close()
     os._exit(0)

@@ -10,9 +10,11 @@ import hashlib
 import importlib
 import inspect
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -26,6 +28,7 @@ TOP_LEVEL = {
     "name", "seed", "resume", "test", "sample_bytes", "run_dir", "data", "model", "task", "strategy", "trainer",
     "callbacks", "logger",
 }  # fmt: skip
+REQUIRED = ("data", "model", "task", "strategy", "trainer")  # each is built from its _target_
 OVERLAYS = ("experiment", "debug")  # groups whose files may change existing keys but not add any
 NOT_DIGESTED = ("run_dir", "resume", "name")  # where a run lies and is called does not make it another experiment
 
@@ -48,12 +51,13 @@ def compose_strictly(overrides: Sequence[str], config_dir: Path) -> DictConfig:
         with _hydra(config_dir):
             config = compose("train", overrides=list(overrides), return_hydra_config=True)
             choices = OmegaConf.to_container(config.hydra.runtime.choices)
-            base = compose("train", overrides=_without_overlays(parsed, choices))
-    except (HydraException, OmegaConfBaseException) as error:
+            base = compose("train", overrides=_without_overlays(parsed, choices, config_dir))
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(_explain(error, parsed, config_dir)) from None
     config = _without_hydra(config)
     added = {o.key_or_group for o in parsed if o.is_add()}
     check_keys(config, base, added)
+    check_values(config)
     return config
 
 
@@ -70,17 +74,30 @@ def _hydra(config_dir: Path) -> initialize_config_dir:
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
-    try:
-        return OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise ConfigError(f"cannot read the command line: {error}") from None
+    parser, parsed = OverridesParser.create(), []
+    for text in overrides:
+        try:
+            override = parser.parse_override(text)
+        except HydraException:
+            override = None
+        if override is None or not override.key_or_group:
+            raise ConfigError(f"cannot read '{text}': write KEY=VALUE, and quote a value that has special characters")
+        if override.is_sweep_override():
+            raise ConfigError(f"{text}: several values are several runs: add --multirun")
+        parsed.append(override)
+    return parsed
 
 
-def _without_overlays(parsed: Sequence[Override], choices: Any) -> list[str]:
+def _without_overlays(parsed: Sequence[Override], choices: Any, config_dir: Path) -> list[str]:
     """Overrides that choose the same groups, but no experiment and no debug file."""
     groups = {g: c for g, c in choices.items() if not g.startswith("hydra") and g not in OVERLAYS and c is not None}
-    kept = [str(o.input_line) for o in parsed if o.is_add() or o.is_delete()]
+    lists = [o for o in _of_groups(parsed, config_dir) if o.key_or_group not in (*groups, *OVERLAYS)]
+    kept = [str(o.input_line) for o in parsed if o.is_add() or o.is_delete() or o in lists]
     return [f"{group}={choice}" for group, choice in groups.items()] + kept
+
+
+def _of_groups(parsed: Sequence[Override], config_dir: Path) -> list[Override]:
+    return [o for o in parsed if (config_dir / o.key_or_group).is_dir()]
 
 
 def check_keys(config: DictConfig, base: DictConfig, added: Iterable[str] = ()) -> None:
@@ -89,13 +106,30 @@ def check_keys(config: DictConfig, base: DictConfig, added: Iterable[str] = ()) 
         if key not in TOP_LEVEL:
             raise ConfigError(f"unknown key '{key!s}'{did_you_mean(str(key), TOP_LEVEL)}")
     _check_below(config, base, "", set(added))
+    for group in REQUIRED:
+        if "_target_" not in (config.get(group) or ()):
+            raise ConfigError(f"{group} has no _target_: choose one of its files, {group}=NAME")
     for group in ("callbacks", "logger"):
         for name, node in (config.get(group) or {}).items():
             if node is not None and "_target_" not in node:
+                close = difflib.get_close_matches("_target_", map(str, node), n=1, cutoff=0.6)
+                hint = f"; did you mean '_target_' instead of '{close[0]}'?" if close else ""
                 raise ConfigError(
-                    f"{group}.{name!s} has no _target_, so it would do nothing{did_you_mean('_target_', node)};"
+                    f"{group}.{name!s} has no _target_, so it would do nothing{hint};"
                     " give the class to build, or null to leave it out"
                 )
+
+
+def check_values(config: DictConfig) -> None:
+    """ConfigError for a value of the top level that no run can have."""
+    for key, least, most in (("seed", 0, 2**32 - 1), ("sample_bytes", 0, 10**6)):
+        value = config.get(key)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise ConfigError(f"{key}={value} must be a whole number from {least} to {most}")
+    if not isinstance(config.get("test"), bool):
+        raise ConfigError(f"test={config.get('test')} must be true or false")
+    if not (name := str(config.get("name") or "")) or "/" in name:
+        raise ConfigError(f"name={name} must be a part of a directory's name: not empty, no '/'")
 
 
 def _check_below(node: Any, base: Any, path: str, added: set[str]) -> None:
@@ -126,32 +160,73 @@ def check_targets(node: Any, path: str = "") -> None:
 
 def _check_target(node: DictConfig, path: str) -> None:
     try:
-        parameters = inspect.signature(locate(node["_target_"])).parameters
-    except (ImportError, AttributeError) as error:
+        target = locate(node["_target_"])
+    except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{path}._target_={node['_target_']}: {error}") from None
-    names = _argument_names(locate(node["_target_"]), parameters)
+    if not callable(target):
+        raise ConfigError(f"{path}._target_={node['_target_']}: a {type(target).__name__}, neither class nor function")
+    names = _arguments(target)
     for key in node:
-        if not str(key).startswith("_") and names is not None and key not in names:
+        if str(key).startswith("_") or names is None or OmegaConf.is_missing(node, key):
+            continue
+        if key not in names:
             raise ConfigError(
                 f"{path}.{key!s}={node[key]}: {node['_target_']} takes no '{key!s}'{did_you_mean(str(key), names)}"
             )
+        if not _fits(node[key], names[str(key)]):
+            raise ConfigError(f"{path}.{key!s}={node[key]} must be {inspect.formatannotation(names[str(key)])}")
 
 
-def _argument_names(target: Any, parameters: Any) -> set[str] | None:
-    """Names a target takes; through **kwargs those of its base classes as well; None if anything goes."""
-    kinds = {p.kind for p in parameters.values()}
-    names = {n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"self"}
-    if inspect.Parameter.VAR_KEYWORD not in kinds:
-        return names
+def _arguments(target: Any) -> dict[str, Any] | None:
+    """Names and types of the arguments a target takes; through **kwargs those of its base classes as well; None if
+    anything goes."""
+    own, more = _own_arguments(target)
+    if not more:
+        return own
     if not inspect.isclass(target) or not target.__module__.startswith("ticks."):
         return None
-    for base in target.__mro__[1:]:
-        if "__init__" in vars(base) and base is not object:
-            own = inspect.signature(vars(base)["__init__"]).parameters
-            names |= {n for n, p in own.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"self"}
-            if not any(p.kind == p.VAR_KEYWORD for p in own.values()):
+    names: dict[str, Any] = {}
+    for base in target.__mro__[:-1]:
+        if "__init__" in vars(base):
+            own, more = _own_arguments(vars(base)["__init__"])
+            names = own | names
+            if not more:
                 break
     return names
+
+
+def _own_arguments(function: Any) -> tuple[dict[str, Any], bool]:
+    """Arguments by name, with their types (Any where not said), and whether it has **kwargs."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:  # written in C
+        return {}, True
+    try:
+        types = get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    except Exception:  # a type that exists for type checkers only
+        types = {}
+    named = [p for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    more = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+    return {p.name: types.get(p.name, Any) for p in named if p.name != "self"}, more
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a value from a configuration can be meant for an argument of this type; in doubt, it does."""
+    if get_origin(annotation) in (Union, UnionType):
+        return any(_fits(value, member) for member in get_args(annotation))
+    kind = get_origin(annotation) or annotation
+    if not isinstance(kind, type) or isinstance(value, DictConfig):
+        return True
+    if isinstance(value, ListConfig):
+        return issubclass(kind, Collection) and kind is not str
+    if isinstance(value, bool):
+        return kind in (bool, object)
+    if isinstance(value, int):
+        return kind in (int, float, object)
+    try:
+        return isinstance(value, kind) or (kind is Path and isinstance(value, str))
+    except TypeError:  # a protocol
+        return True
 
 
 def locate(target: str) -> Any:
@@ -171,14 +246,16 @@ def build(node: DictConfig | None, path: str, *args: Any, **kwargs: Any) -> Any:
         return instantiate(node, *args, _convert_="all", **kwargs)
     except InstantiationException as error:
         cause = error.__cause__ or error
-        if isinstance(cause, (ValueError, TypeError, OSError)) or type(cause).__name__ == "MisconfigurationException":
-            raise ConfigError(f"{_full_key(error, path)}: {cause}") from error
+        mistakes = (ValueError, TypeError, LookupError, OSError, ImportError)
+        if isinstance(cause, mistakes) or type(cause).__name__ == "MisconfigurationException":
+            says = re.match(r"\w+=", str(cause))  # it begins with an argument of its own: lr=-1 must not ...
+            raise ConfigError(f"{_full_key(error, path)}{'.' if says else ': '}{cause}") from error
         raise
 
 
 def _full_key(error: Exception, path: str) -> str:
     inner = str(error).rpartition("full_key: ")[2].strip() if "full_key: " in str(error) else ""
-    return f"{path}.{inner}" if inner else path
+    return inner if inner.startswith(path) else f"{path}.{inner}".rstrip(".")
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -191,35 +268,50 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 def digest(config: DictConfig) -> str:
     """Twelve hexadecimal digits that two configurations share if they describe the same experiment."""
-    content = {key: value for key, value in plain(config).items() if key not in NOT_DIGESTED}
+    neutral = config.copy()
+    for key in NOT_DIGESTED:  # what is derived from them (a checkpoint's path, a logger's name) must not count either
+        OmegaConf.update(neutral, key, None, force_add=True)
+    content = {key: value for key, value in plain(neutral).items() if key not in NOT_DIGESTED}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _explain(error: Exception, parsed: Sequence[Override], config_dir: Path) -> str:
     """Hydra's error in one line, with what would have been valid."""
     first = str(error).splitlines()[0]
+    for override in _of_groups(parsed, config_dir):
+        value, options = override.value(), _options(config_dir / override.key_or_group)
+        if not isinstance(value, list) and not override.is_delete() and str(value) not in options:
+            shown = "null" if value is None else value
+            return f"{override.key_or_group}={shown} is unknown{did_you_mean(str(shown), options)}"
     for override in parsed:
         key = override.key_or_group
-        folder = config_dir / key
-        if folder.is_dir() and override.value() is not None:
-            options = {file.stem for file in folder.glob("*.yaml")}
-            if str(override.value()) not in options:
-                return f"{key}={override.value()} is unknown{did_you_mean(str(override.value()), options)}"
         if f"'{key}'" in first or first.endswith(key):
-            return f"unknown key '{key}' (value {override.value()!r}){_valid_siblings(key, config_dir)}"
+            return f"unknown key '{key}' (value {override.value()!r}){_valid_siblings(key, parsed, config_dir)}"
     return first
 
 
-def _valid_siblings(key: str, config_dir: Path) -> str:
-    """What exists where the unknown `key` was looked for, in the default configuration."""
+def _options(group: Path) -> set[str]:
+    return {file.stem for file in group.glob("*.yaml")} - {"base"}  # base: what the group's files share
+
+
+def _valid_siblings(key: str, parsed: Sequence[Override], config_dir: Path) -> str:
+    """What exists where the unknown `key` was looked for, in the groups that were chosen."""
+    groups = [str(o.input_line) for o in _of_groups(parsed, config_dir) if o.key_or_group != key]
     with _hydra(config_dir):
-        node: Any = compose("train")
+        try:
+            node: Any = compose("train", overrides=groups)
+        except (HydraException, OmegaConfBaseException, ValueError):
+            node = compose("train")
     *parents, name = key.split(".")
+    above = ""
     for parent in parents:
         if not isinstance(node, DictConfig) or parent not in node:
             name = parent
             break
-        node = node[parent]
-    groups = {p.name for p in config_dir.iterdir() if p.is_dir()} if node is not None and not parents else set()
-    known = {str(k) for k in node} if isinstance(node, DictConfig) else set()
-    return did_you_mean(name, known | groups)
+        node, above = node[parent], f"{above}{'.' if above else ''}{parent}"
+    if not isinstance(node, DictConfig):
+        options = _options(config_dir / above.replace(".", "/"))
+        choice = f"; {above.replace('.', '/')} can be: {', '.join(sorted(options))}" if options else ""
+        return f": {above} is {node if node is not None else 'null'} here{choice}"
+    folders = {p.name for p in config_dir.iterdir() if p.is_dir()} - {"sweep"} if not above else set()
+    return did_you_mean(name, {str(k) for k in node} | folders)

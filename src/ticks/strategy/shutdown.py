@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from itertools import count
 from typing import Any, Protocol
@@ -53,6 +54,9 @@ class StopsBetweenSteps(Protocol):
 
     def on_signal(self, signum: int) -> None:
         """Called in a signal handler."""
+
+    def unmoved_random_state(self) -> AbstractContextManager[None]:
+        """Entered for each validation inside training."""
 
 
 class Heartbeat:
@@ -162,7 +166,11 @@ class _EpochLoop(_TrainingEpochLoop):
 
     def on_advance_end(self, data_fetcher: Any) -> None:
         self._ticks_strategy.hold_early_stop()
-        super().on_advance_end(data_fetcher)
+        if self._should_check_val_fx(data_fetcher):
+            with self._ticks_strategy.unmoved_random_state():
+                super().on_advance_end(data_fetcher)
+        else:
+            super().on_advance_end(data_fetcher)
 
     @property
     def done(self) -> bool:
@@ -178,7 +186,7 @@ def quieten(trainer: Trainer, strategy: StopsBetweenSteps) -> None:
     loop: Any = trainer.fit_loop.epoch_loop
     connector: Any = trainer._signal_connector
     needed: dict[Any, tuple[str, ...]] = {
-        loop: ("_broadcast_sigterm_tensor", "on_advance_end", "_should_accumulate", "done")
+        loop: ("_broadcast_sigterm_tensor", "on_advance_end", "_should_accumulate", "_should_check_val_fx", "done")
     }
     needed[connector] = ("register_signal_handlers", "_original_handlers", "_get_current_signal_handlers")
     missing = [name for owner, names in needed.items() for name in names if not hasattr(owner, name)]

@@ -1,6 +1,7 @@
 """What every strategy here shares, whatever its workers say to each other: launching, stopping, exact resume."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 from uuid import uuid4
 
@@ -49,6 +50,7 @@ class WorkerStrategy(DDPStrategy):
         self.dropped: str | None = None  # what a resumed run could not take over
         self._heartbeat: Heartbeat | None = None
         self._worker_state: dict[str, Any] | None = None
+        self._random_before_validation: dict[str, Any] | None = None
 
     # ---- start and end -------------------------------------------------------------------------------------------
 
@@ -153,6 +155,14 @@ class WorkerStrategy(DDPStrategy):
         """One step is over, on this worker."""
         self.step += 1
 
+    @contextmanager
+    def unmoved_random_state(self) -> Iterator[None]:
+        """Give the random generators back as they were: measuring (a loader's seed alone) must not change training."""
+        self._random_before_validation = files.random_state(self.root_device)
+        yield
+        files.set_random_state(self._random_before_validation, self.root_device)
+        self._random_before_validation = None
+
     # ---- stopping ------------------------------------------------------------------------------------------------
 
     def on_signal(self, signum: int) -> None:
@@ -210,7 +220,7 @@ class WorkerStrategy(DDPStrategy):
         optimizers = [] if self.is_global_zero else [self.optimizer_state(o) for o in self.optimizers]
         return {
             "step": self.step,
-            "random": files.random_state(self.root_device),
+            "random": self._random_before_validation or files.random_state(self.root_device),
             "optimizers": optimizers,
             "ledger": self.ledger.state_dict(),
         }

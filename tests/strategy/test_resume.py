@@ -1,0 +1,212 @@
+"""Resume is exact: stopped anywhere, a resumed run ends with bit-identical parameters on every worker."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
+
+from tests.conftest import WorkerError, run_workers
+from tests.strategy.toys import Snapshots, Toy, flat, trainer_for
+from ticks.strategy import DDP, Gradients, Parameters, TickStrategy
+from ticks.strategy.checkpoint import damage, newest_usable, worker_file
+
+STEPS = 17
+STRATEGIES = {
+    "gradients": lambda: TickStrategy(interval=5, sync=Gradients()),
+    "parameters": lambda: TickStrategy(interval=5, sync=Parameters()),
+    "ddp": lambda: DDP(),
+}
+
+
+def train(
+    name: str, n: int, directory: Path, *, steps: int = STEPS, resume: str | None = None, every: int = 0, **options: Any
+) -> dict[str, Any]:
+    pl.seed_everything(0, verbose=False)
+    toy, snapshots = Toy(dropout=0.3), Snapshots()
+    callbacks: list[Any] = [snapshots]
+    if every:
+        saver = ModelCheckpoint(
+            directory, filename="{step}", every_n_train_steps=every, save_top_k=-1, save_on_train_epoch_end=False
+        )
+        callbacks.append(saver)
+        options["enable_checkpointing"] = True
+    trainer = trainer_for(STRATEGIES[name](), n, steps=steps, callbacks=callbacks, **options)
+    trainer.fit(toy, ckpt_path=resume)
+    strategy = trainer.strategy
+    return {
+        "final": flat(toy),
+        "after": snapshots.after,
+        "optimizer": [v for s in trainer.optimizers[0].state.values() for v in s.values()],
+        "ledger": (strategy.ledger.ticks, strategy.ledger.bytes_sent, strategy.ledger.ddp_bytes),
+        "dropped": strategy.dropped,
+    }
+
+
+def same(resumed: list[dict], whole: list[dict]) -> None:
+    for mine, theirs in zip(resumed, whole, strict=True):
+        assert torch.equal(mine["final"], theirs["final"])
+        assert all(torch.equal(mine["after"][s], theirs["after"][s]) for s in mine["after"])
+        assert all(torch.equal(a, b) for a, b in zip(mine["optimizer"], theirs["optimizer"], strict=True))
+        assert mine["ledger"] == theirs["ledger"]
+
+
+@pytest.mark.parametrize("name", list(STRATEGIES))
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("stop", [3, 5, 13])
+def test_resuming_after_any_step_is_bit_exact(name: str, n: int, stop: int, tmp_path: Path) -> None:
+    whole = run_workers(n, lambda: train(name, n, tmp_path, every=1))
+    resumed = run_workers(n, lambda: train(name, n, tmp_path / "again", resume=str(tmp_path / f"step={stop}.ckpt")))
+    same(resumed, whole)
+    if n == 2 and name != "ddp" and stop % 5:
+        assert not torch.equal(resumed[0]["after"][stop + 1], resumed[1]["after"][stop + 1])
+
+
+@pytest.mark.parametrize("name", ["gradients", "ddp"])
+def test_resuming_from_a_checkpoint_written_by_a_validation_is_bit_exact(name: str, tmp_path: Path) -> None:
+    """A validation in the middle of a round, with dropout: the swap and the random state must both be right."""
+
+    def job(resume: str | None = None) -> dict[str, Any]:
+        pl.seed_everything(0, verbose=False)
+        toy, snapshots = Toy(dropout=0.3), Snapshots()
+        saver = ModelCheckpoint(tmp_path, filename="val-{step}", monitor="val/loss", save_top_k=-1)
+        trainer = trainer_for(
+            STRATEGIES[name](), 2, steps=STEPS, callbacks=[snapshots, saver], enable_checkpointing=True,
+            val_check_interval=7, limit_val_batches=1.0,
+        )  # fmt: skip
+        trainer.fit(toy, ckpt_path=resume)
+        return {"final": flat(toy), "after": snapshots.after}
+
+    whole = run_workers(2, job)
+    resumed = run_workers(2, job, str(tmp_path / "val-step=7.ckpt"))
+    for mine, theirs in zip(resumed, whole, strict=True):
+        assert min(mine["after"]) == 8
+        assert torch.equal(mine["final"], theirs["final"])
+
+
+def test_a_checkpoint_holds_the_mean_of_the_workers_and_plain_lightning_loads_it(tmp_path: Path) -> None:
+    first, second = run_workers(2, lambda: train("gradients", 2, tmp_path, every=3))
+    checkpoint = torch.load(tmp_path / "step=3.ckpt", weights_only=True)
+    mean = (first["after"][3] + second["after"][3]) / 2
+    loaded = torch.cat([v.flatten() for v in checkpoint["state_dict"].values()])
+    assert torch.allclose(loaded, mean, atol=1e-7)
+
+    def plainly() -> int:
+        trainer = trainer_for(DDPStrategy(), 1, steps=5)
+        trainer.fit(Toy(dropout=0.3), ckpt_path=str(tmp_path / "step=3.ckpt"), weights_only=True)
+        return trainer.global_step
+
+    assert run_workers(1, plainly) == [5]
+
+
+def test_another_number_of_workers_starts_from_the_agreed_model_and_says_what_was_dropped(tmp_path: Path) -> None:
+    run_workers(2, lambda: train("gradients", 2, tmp_path, every=3))
+    path = str(tmp_path / "step=3.ckpt")
+    results = run_workers(3, lambda: train("gradients", 3, tmp_path / "again", steps=5, resume=path))
+    assert all("written by 2 workers, now there are 3" in r["dropped"] for r in results)
+    assert torch.equal(results[0]["after"][5], results[2]["after"][5])
+
+
+def test_a_failed_write_is_told_on_every_worker_and_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
+    def job() -> None:
+        import ticks.strategy.checkpoint as files
+
+        real = files.save_worker
+
+        def full_disk(path: Any, token: str, rank: int, state: Any) -> None:
+            if rank == 1 and state["step"] == 6:
+                raise OSError(28, "No space left on device")
+            real(path, token, rank, state)
+
+        files.save_worker = full_disk
+        train("gradients", 2, tmp_path, every=3)
+
+    with pytest.raises(WorkerError) as error:
+        run_workers(2, job)
+    assert str(error.value).count("worker 1 could not write checkpoint") >= 2
+    assert newest_usable(tmp_path)[0] == tmp_path / "step=3.ckpt"
+    assert not (tmp_path / "step=6.ckpt").exists()
+
+
+def test_a_write_interrupted_halfway_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
+    """The same name written twice, the second time killed while the file is written: as SIGKILL would do."""
+    run_workers(1, lambda: train("gradients", 1, tmp_path, steps=3, every=3))
+    path = tmp_path / "last.ckpt"
+    os.rename(tmp_path / "step=3.ckpt", path)
+    os.rename(tmp_path / "step=3.workers", tmp_path / "last.workers")
+    before = path.read_bytes()
+
+    def killed() -> None:
+        real = torch.save
+
+        def half(obj: Any, file: Any, *args: Any, **kwargs: Any) -> None:
+            real(obj, file, *args, **kwargs)
+            if "last.ckpt" in str(file):
+                os.truncate(file, os.path.getsize(file) // 2)
+                os._exit(9)
+
+        torch.save = half
+        pl.seed_everything(0, verbose=False)
+        trainer = trainer_for(STRATEGIES["gradients"](), 1, steps=4)
+        trainer.fit(Toy(dropout=0.3))
+        trainer.save_checkpoint(path)
+
+    with pytest.raises(WorkerError, match="died without a word"):
+        run_workers(1, killed)
+    assert path.read_bytes() == before
+    assert newest_usable(tmp_path) == (path, [])
+
+
+@pytest.mark.parametrize("victim", ["checkpoint", "worker file", "missing worker file", "truncated"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(victim: str, tmp_path: Path) -> None:
+    run_workers(2, lambda: train("gradients", 2, tmp_path, steps=9, every=3))
+    newest = tmp_path / "step=9.ckpt"
+    assert newest_usable(tmp_path) == (newest, [])
+    token = torch.load(newest, weights_only=True)["ticks"]["token"]
+    broken = newest if victim in ("checkpoint", "truncated") else worker_file(newest, token, 1)
+    content = bytearray(broken.read_bytes())
+    if victim == "missing worker file":
+        broken.unlink()
+    elif victim == "truncated":
+        broken.write_bytes(content[: len(content) // 2])
+    else:
+        content[len(content) // 2] ^= 0xFF
+        broken.write_bytes(content)
+    os.utime(newest)
+    assert damage(newest) is not None
+    found, complaints = newest_usable(tmp_path)
+    assert found == tmp_path / "step=6.ckpt"
+    assert len(complaints) == 1
+    assert str(newest) in complaints[0]
+
+
+def test_worker_files_of_removed_checkpoints_go_with_them(tmp_path: Path) -> None:
+    def job() -> None:
+        pl.seed_everything(0, verbose=False)
+        saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, monitor="step", mode="max", save_top_k=2)
+        trainer_for(STRATEGIES["gradients"](), 2, steps=8, callbacks=[saver], enable_checkpointing=True).fit(Toy())
+
+    run_workers(2, job)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "step=6.ckpt", "step=6.workers", "step=8.ckpt", "step=8.workers",
+    ]  # fmt: skip
+    assert len(list((tmp_path / "step=8.workers").iterdir())) == 2
+
+
+def test_saving_again_under_the_same_name_leaves_no_stale_worker_files(tmp_path: Path) -> None:
+    def job() -> None:
+        trainer = trainer_for(STRATEGIES["gradients"](), 2, steps=3)
+        trainer.fit(Toy())
+        trainer.save_checkpoint(tmp_path / "x.ckpt")
+        trainer.save_checkpoint(tmp_path / "x.ckpt")
+
+    run_workers(2, job)
+    assert len(list((tmp_path / "x.workers").iterdir())) == 2
+    assert damage(tmp_path / "x.ckpt") is None
+    shutil.rmtree(tmp_path / "x.workers")
+    assert damage(tmp_path / "x.ckpt") is not None

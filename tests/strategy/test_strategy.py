@@ -1,0 +1,341 @@
+"""What TickStrategy promises about parameters, traffic and measuring."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
+
+from tests.conftest import WorkerError, run_workers
+from tests.strategy.toys import CountInTraining, Snapshots, Stream, Toy, Traffic, flat, trainer_for
+from ticks.strategy import DDP, Gradients, Parameters, TickStrategy
+from ticks.strategy.strategy import FIELDS
+from ticks.strategy.wire import ring_bytes
+
+
+def train(strategy: Any, n: int, steps: int, module: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    pl.seed_everything(0, verbose=False)
+    toy, snapshots = Toy(**module), Snapshots()
+    trainer = trainer_for(strategy(), n, steps=steps, callbacks=[snapshots], **options)
+    trainer.fit(toy)
+    ledger = getattr(trainer.strategy, "ledger", None)
+    return {
+        "after": snapshots.after,
+        "losses": toy.losses,
+        "final": flat(toy),
+        "seen": toy.seen,
+        "ledger": ledger,
+        "buffers": [b.clone() for b in toy.buffers()],
+    }
+
+
+def workers(strategy: Any, n: int = 2, steps: int = 20, *, options: dict[str, Any] | None = None, **module: Any) -> list:
+    return run_workers(n, train, strategy, n, steps, module, options or {})
+
+
+@pytest.mark.parametrize("sync", [Gradients, Parameters])
+def test_workers_differ_between_ticks_and_agree_bit_for_bit_after_each(sync: type) -> None:
+    first, second = workers(lambda: TickStrategy(interval=5, sync=sync()), steps=17)
+    for step in range(1, 18):
+        same = torch.equal(first["after"][step], second["after"][step])
+        assert same == (step in (5, 10, 15, 17)), f"step {step}"
+
+
+def test_three_workers_agree_bit_for_bit_too() -> None:
+    results = workers(lambda: TickStrategy(interval=3), n=3, steps=7)
+    for step in (3, 6, 7):
+        assert all(torch.equal(results[0]["after"][step], r["after"][step]) for r in results)
+    assert not torch.equal(results[0]["after"][5], results[2]["after"][5])
+
+
+def count(sync: Any, steps: int, interval: int) -> dict[int, list[str]]:
+    traffic = Traffic()
+    traffic.install()
+    counter = CountInTraining(traffic)
+    pl.seed_everything(0, verbose=False)
+    trainer_for(TickStrategy(interval=interval, sync=sync()), 2, steps=steps, callbacks=[counter]).fit(Toy())
+    return counter.per_step
+
+
+@pytest.mark.parametrize(("sync", "messages"), [(Parameters, 1), (Gradients, 2)])
+def test_exactly_the_ticks_collectives_and_none_in_between(sync: type, messages: int) -> None:
+    for per_step in run_workers(2, count, sync, 20, 5):
+        expected = {step: ["all_reduce"] * (messages if step % 5 == 0 else 0) for step in range(1, 21)}
+        assert per_step == expected | {-1: []}
+
+
+def test_the_counter_sees_what_lightning_says_at_every_step() -> None:
+    """The same counter on Lightning's own DDP: a counter that sees nothing would prove nothing."""
+
+    def lightnings() -> dict[int, list[str]]:
+        traffic = Traffic()
+        traffic.install()
+        counter = CountInTraining(traffic)
+        trainer_for(DDPStrategy(), 2, steps=3, callbacks=[counter]).fit(Toy())
+        return counter.per_step
+
+    assert all("broadcast" in calls for step, calls in run_workers(2, lightnings)[0].items() if step > 0)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "module"),
+    [
+        (lambda: TickStrategy(interval=1), {"optimizer": "adamw"}),
+        (lambda: TickStrategy(interval=1), {"optimizer": "sgd"}),
+        (lambda: TickStrategy(interval=1, sync=Parameters()), {"optimizer": "sgd"}),
+        (lambda: DDP(), {"optimizer": "adamw"}),
+    ],
+    ids=["gradients-adamw", "gradients-sgd", "parameters-sgd", "our-ddp"],
+)
+def test_interval_1_is_lightnings_ddp(strategy: Any, module: dict[str, Any]) -> None:
+    ours, theirs = workers(strategy, **module), workers(lambda: DDPStrategy(), **module)
+    for rank in range(2):
+        torch.testing.assert_close(ours[rank]["losses"], theirs[rank]["losses"], rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(ours[rank]["final"], theirs[rank]["final"], rtol=1e-6, atol=1e-7)
+
+
+def test_interval_1_is_ddp_with_clipping_and_accumulation() -> None:
+    options = {"gradient_clip_val": 0.1, "accumulate_grad_batches": 2}
+    ours = workers(lambda: TickStrategy(interval=1), steps=6, options=options)
+    theirs = workers(lambda: DDPStrategy(), steps=6, options=options)
+    torch.testing.assert_close(ours[0]["final"], theirs[0]["final"], rtol=1e-6, atol=1e-7)
+
+
+def test_with_sgd_gradients_and_parameters_give_the_same_parameters_after_every_tick() -> None:
+    options = {"optimizer": "sgd", "lr": 0.1}
+    gradients = workers(lambda: TickStrategy(interval=4, sync=Gradients()), steps=12, **options)
+    parameters = workers(lambda: TickStrategy(interval=4, sync=Parameters()), steps=12, **options)
+    for step in (4, 8, 12):
+        torch.testing.assert_close(gradients[0]["after"][step], parameters[0]["after"][step], rtol=1e-6, atol=1e-7)
+
+
+class WorkedExample(pl.LightningModule):
+    """facts.md 1: theta_1 = [1, 2, 3], theta_2 = [4, 5, 6], both gradients [-1, -1, -1], f = 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = torch.nn.Parameter(torch.zeros(3))
+
+    def on_train_start(self) -> None:
+        start = torch.tensor([1.0, 2.0, 3.0]) + 3.0 * self.global_rank
+        self.theta.data.copy_(start)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return -self.theta.sum()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+    def train_dataloader(self) -> Any:
+        return torch.utils.data.DataLoader(Stream(0), batch_size=None)
+
+
+def worked_example(sync: Any) -> Tensor:
+    module = WorkedExample()
+    trainer_for(TickStrategy(interval=1, sync=sync()), 2, steps=1).fit(module)
+    return module.theta.detach().clone()
+
+
+@pytest.mark.parametrize("sync", [Gradients, Parameters])
+def test_the_worked_example(sync: type) -> None:
+    for theta in run_workers(2, worked_example, sync):
+        assert theta.tolist() == [3.5, 4.5, 5.5]
+
+
+@pytest.mark.parametrize(("sync", "parts"), [(Parameters, 1), (Gradients, 2)])
+def test_ledger_bytes_are_the_rings_formula_times_the_payload(sync: type, parts: int) -> None:
+    n, steps, interval = 4, 6, 3
+    ledgers = [r["ledger"] for r in workers(lambda: TickStrategy(interval=interval, sync=sync()), n=n, steps=steps)]
+    parameters = sum(p.numel() for p in Toy().parameters())
+    tick = 4 * (parameters + len(FIELDS) * n)  # parameters and facts, 4 bytes each
+    gradients = 4 * parameters if parts == 2 else 0
+    per_tick = 2 * (n - 1) * tick // n + 2 * (n - 1) * gradients // n
+    for ledger in ledgers:
+        assert (ledger.ticks, ledger.messages, ledger.bytes_sent) == (2, 2 * parts, 2 * per_tick)
+        assert ledger.ddp_bytes == steps * (2 * (n - 1) * 4 * parameters // n)
+        assert ledger.seconds > 0
+
+
+def test_ddps_ledger_counts_one_gradient_exchange_a_step() -> None:
+    parameters = sum(p.numel() for p in Toy().parameters())
+    ledger = workers(lambda: DDP(), steps=5)[0]["ledger"]
+    assert ledger.bytes_sent == 5 * ring_bytes(4 * parameters, 2)
+
+
+def test_batchnorm_statistics_are_averaged_at_ticks() -> None:
+    first, second = workers(lambda: TickStrategy(interval=4), steps=8, norm=True)
+    assert all(torch.equal(a, b) for a, b in zip(first["buffers"], second["buffers"], strict=True))
+    alone, other = workers(lambda: TickStrategy(interval=4), steps=8, norm=True, options={"max_steps": 7})
+    assert torch.equal(alone["final"], other["final"])  # the final tick, after step 7
+
+
+def test_frozen_parameters_start_equal_and_do_not_travel() -> None:
+    def freeze() -> tuple[Tensor, int]:
+        pl.seed_everything(torch.distributed.is_initialized() or int(__import__("os").environ["LOCAL_RANK"]))
+        toy = Toy()
+        toy.net[0].requires_grad_(False)
+        trainer = trainer_for(TickStrategy(interval=2, sync=Parameters()), 2, steps=4)
+        trainer.fit(toy)
+        return flat(toy.net[0]), trainer.strategy.ledger.bytes_sent
+
+    (first, sent), (second, _) = run_workers(2, freeze)
+    assert torch.equal(first, second)
+    assert sent == 2 * ring_bytes(4 * (16 + 1 + len(FIELDS) * 2), 2)
+
+
+def validate_in_the_middle(rank_losses: bool = False) -> dict[str, Any]:
+    return train(
+        lambda: TickStrategy(interval=4), 2, 11, {"dropout": 0.2}, {"val_check_interval": 3, "limit_val_batches": 1.0}
+    )
+
+
+def test_validation_sees_the_mean_of_the_workers_and_does_not_change_the_trajectory() -> None:
+    measured = run_workers(2, validate_in_the_middle)
+    unmeasured = workers(lambda: TickStrategy(interval=4), steps=11, dropout=0.2)
+    for rank in range(2):
+        assert torch.equal(measured[rank]["final"], unmeasured[rank]["final"])
+        assert all(torch.equal(measured[rank]["after"][s], unmeasured[rank]["after"][s]) for s in range(1, 12))
+    for i, step in enumerate((3, 6, 9)):
+        mean = (measured[0]["after"][step] + measured[1]["after"][step]) / 2
+        assert torch.allclose(measured[0]["seen"][i], mean, atol=1e-7)
+        assert torch.equal(measured[0]["seen"][i], measured[1]["seen"][i])
+    assert measured[0]["ledger"].bytes_sent == unmeasured[0]["ledger"].bytes_sent
+    assert measured[0]["ledger"].measuring_bytes > 0
+
+
+def stop_early(who: int) -> int:
+    class WantsToStop(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_rank == who and trainer.global_step == 5:
+                trainer.should_stop = True
+
+    trainer = trainer_for(TickStrategy(interval=4), 2, steps=100, callbacks=[WantsToStop()])
+    trainer.fit(Toy())
+    return trainer.global_step
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_one_workers_wish_to_stop_is_agreed_at_the_next_tick(who: int) -> None:
+    assert run_workers(2, stop_early, who) == [8, 8]
+
+
+def log_with_sync_dist() -> None:
+    class Talks(Toy):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            loss = super().training_step(batch, batch_idx)
+            self.log("loss", loss, sync_dist=True)
+            return loss
+
+    trainer_for(TickStrategy(interval=4), 2, steps=4).fit(Talks())
+
+
+def test_sync_dist_in_training_step_is_refused() -> None:
+    with pytest.raises(WorkerError, match="sync_dist=True"):
+        run_workers(2, log_with_sync_dist)
+
+
+def lose_a_worker_to_nan() -> None:
+    class Sick(Toy):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            loss = super().training_step(batch, batch_idx)
+            return loss * float("nan") if self.global_rank == 1 and batch_idx == 5 else loss
+
+    trainer_for(TickStrategy(interval=4), 2, steps=12).fit(Sick())
+
+
+def test_a_loss_that_is_not_finite_is_named_by_all_workers_at_the_tick() -> None:
+    with pytest.raises(WorkerError) as error:
+        run_workers(2, lose_a_worker_to_nan)
+    assert str(error.value).count("worker 1's training loss was nan in the 4 steps up to step 8") >= 2
+
+
+def start_differently() -> None:
+    rank = __import__("os").environ["LOCAL_RANK"]
+    trainer_for(TickStrategy(interval=4, fingerprint=f"configuration {rank}"), 2, steps=4).fit(Toy())
+
+
+def test_workers_with_different_configurations_refuse_to_start() -> None:
+    with pytest.raises(WorkerError, match=r"workers \[1\] were started with another configuration"):
+        run_workers(2, start_differently)
+
+
+def tick_metrics() -> list[dict[str, float]]:
+    seen: list[dict[str, float]] = []
+    toy, strategy = Toy(), TickStrategy(interval=4)
+    strategy.on_tick.append(seen.append)
+    trainer_for(strategy, 2, steps=10).fit(toy)
+    return [*seen, {"own": sum(toy.losses[:4]) / 4}]
+
+
+def test_tick_metrics_are_the_same_on_all_workers_and_hold_the_mean_loss() -> None:
+    first, second = run_workers(2, tick_metrics)
+    assert len(first) == 4
+    for mine, theirs in zip(first[:-1], second[:-1], strict=True):
+        assert mine["tick/loss"] == theirs["tick/loss"]
+        assert mine["tick/drift"] == theirs["tick/drift"]
+    assert first[0]["tick/loss"] == pytest.approx((first[-1]["own"] + second[-1]["own"]) / 2, rel=1e-5)
+    assert first[0]["tick/drift"] == 0
+    assert first[1]["tick/drift"] > 0
+
+
+def manual_with_two_optimizers() -> tuple[list[int], Tensor]:
+    class Manual(Toy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+                self.manual_backward(self.loss(batch))
+                optimizer.step()
+
+        def configure_optimizers(self) -> Any:
+            return [torch.optim.SGD(self.net[i].parameters(), lr=0.05) for i in (0, 4)]
+
+    pl.seed_everything(0, verbose=False)
+    ticks: list[int] = []
+    strategy, module = TickStrategy(interval=3, sync=Parameters()), Manual()
+    strategy.on_tick.append(lambda _: ticks.append(strategy.step))
+    trainer_for(strategy, 2, steps=12).fit(module)  # Lightning counts both optimizers' steps: 6 of ours
+    return ticks, flat(module)
+
+
+def test_manual_optimization_with_two_optimizers_counts_a_step_once() -> None:
+    (ticks, first), (_, second) = run_workers(2, manual_with_two_optimizers)
+    assert ticks == [3, 6]
+    assert torch.equal(first, second)
+
+
+def epochs_of_a_finite_loader() -> tuple[int, list[int], Tensor]:
+    class Finite(Toy):
+        def train_dataloader(self) -> Any:
+            stream = iter(Stream(self.trainer.global_rank))
+            return torch.utils.data.DataLoader([next(stream) for _ in range(7)], batch_size=None)
+
+    ticks: list[int] = []
+    strategy, module = TickStrategy(interval=4), Finite()
+    strategy.on_tick.append(lambda _: ticks.append(strategy.step))
+    trainer_for(strategy, 2, steps=-1, max_epochs=2).fit(module)
+    return strategy.step, ticks, flat(module)
+
+
+def test_training_by_epochs_ends_with_a_tick() -> None:
+    (steps, ticks, first), (_, _, second) = run_workers(2, epochs_of_a_finite_loader)
+    assert (steps, ticks) == (14, [4, 8, 12, 14])
+    assert torch.equal(first, second)
+
+
+def test_interval_and_clock_together_are_refused() -> None:
+    from ticks.strategy import EverySteps
+
+    with pytest.raises(ValueError, match="either interval=4 or a clock"):
+        TickStrategy(4, clock=EverySteps(8))
+
+
+@pytest.mark.parametrize("options", [{"sync_batchnorm": True}])
+def test_sync_batchnorm_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(WorkerError, match="sync_batchnorm=True talks at every step"):
+        workers(lambda: TickStrategy(interval=4), steps=4, options=options)
