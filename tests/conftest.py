@@ -3,7 +3,10 @@
 import multiprocessing as mp
 import os
 import pickle
+import signal
 import socket
+import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +15,10 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("WANDB_MODE", "offline")
 
+import lightning.pytorch  # noqa: F401 - once here, so that forked commands need not
 import pytest
 import torch
+import torchmetrics  # noqa: F401
 
 torch.set_num_threads(1)
 REPOSITORY = Path(__file__).parent.parent
@@ -85,3 +90,92 @@ def _worker(pipe: Any, rank: int, n: int, port: int, function: Callable[..., Any
     pipe.send_bytes(pickle.dumps(outcome))  # by value: shared memory would go with the process
     pipe.close()
     os._exit(0)
+
+
+class Command:
+    """`python train.py ARGS` (or `ticks ARGS`) in a forked process: what a user runs, without importing torch again.
+
+    Its output goes to a file; `process.pid` is worker 0, the leader of its own process group.
+    """
+
+    def __init__(self, directory: Path, *arguments: str, program: str = "train.py", env: dict[str, str] | None = None):
+        self.output_file = directory / f"output-{len(list(directory.glob('output-*')))}.txt"
+        arguments_and_env = (directory, arguments, program, env or {}, self.output_file)
+        self.process = mp.get_context("fork").Process(target=_command, args=arguments_and_env)
+        self.process.start()
+
+    @property
+    def output(self) -> str:
+        return self.output_file.read_text() if self.output_file.exists() else ""
+
+    def wait_for(self, text: str, seconds: float = 60.0) -> None:
+        """Until the output contains `text`."""
+        deadline = time.monotonic() + seconds
+        while text not in self.output:
+            if time.monotonic() > deadline or not self.process.is_alive():
+                raise AssertionError(f"{text!r} did not appear in:\n{self.output}")
+            time.sleep(0.02)
+
+    def end(self, seconds: float = 90.0) -> int:
+        """Its exit code; what still runs after `seconds` is killed and fails the test."""
+        self.process.join(seconds)
+        if self.process.is_alive():
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.join()
+            raise AssertionError(f"still running after {seconds} s:\n{self.output}")
+        assert self.process.exitcode is not None
+        return self.process.exitcode
+
+    def group(self) -> list[int]:
+        """Process ids that belong to the command's process group and are alive, worker 0 first."""
+        alive = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[2]) == self.process.pid and fields[0] != "Z":
+                alive.append(int(stat.parent.name))
+        return sorted(alive)
+
+
+def _command(directory: Path, arguments: tuple[str, ...], program: str, env: dict[str, str], output: Path) -> None:
+    os.setpgid(0, 0)
+    os.chdir(directory)
+    os.environ |= env
+    with output.open("w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    sys.stdout = os.fdopen(1, "w", buffering=1)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+    sys.argv = [program, *arguments]
+    code = 0
+    try:
+        if program == "train.py":
+            from ticks.train import main
+
+            main(REPOSITORY / "configs")
+        else:
+            from ticks.cli import main as cli
+
+            cli()
+    except SystemExit as exit_:
+        code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def run_command(directory: Path, *arguments: str, seconds: float = 90.0, **options: Any) -> tuple[int, str]:
+    """Exit code and output of a command that ends by itself."""
+    command = Command(directory, *arguments, **options)
+    return command.end(seconds), command.output
+
+
+def only_run(directory: Path) -> Path:
+    """The one run directory below `directory`."""
+    (run,) = (directory / "logs" / "runs").iterdir()
+    return run

@@ -248,8 +248,9 @@ def build(node: DictConfig | None, path: str, *args: Any, **kwargs: Any) -> Any:
         cause = error.__cause__ or error
         mistakes = (ValueError, TypeError, LookupError, OSError, ImportError)
         if isinstance(cause, mistakes) or type(cause).__name__ == "MisconfigurationException":
-            says = re.match(r"\w+=", str(cause))  # it begins with an argument of its own: lr=-1 must not ...
-            raise ConfigError(f"{_full_key(error, path)}{'.' if says else ': '}{cause}") from error
+            about = re.match(r"(\w+)=", str(cause))  # "lr=-1 must not be negative" begins with an argument
+            between = "." if about and about[1] in node else ": "
+            raise ConfigError(f"{_full_key(error, path)}{between}{cause}") from error
         raise
 
 

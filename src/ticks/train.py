@@ -52,6 +52,7 @@ def main(config_dir: Path) -> None:
         _check_command_line(sys.argv[1:], config_dir)
     except ConfigError as error:
         _die(error)
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: not argument.startswith("-"))  # Hydra wants flags first
     hydra.main(version_base="1.3", config_path=str(config_dir.resolve()), config_name="train")(_hydra_job)()
 
 
@@ -271,6 +272,8 @@ class _Run:
         callbacks = [build(node, f"callbacks.{name}") for name, node in (config.callbacks or {}).items() if node]
         wanted = (config.logger or {}).items() if self.is_zero else ()
         loggers = [build(node, f"logger.{name}") for name, node in wanted if node]
+        if isinstance(config.trainer.devices, int) and config.trainer.devices < 1:
+            raise ConfigError(f"trainer.devices={config.trainer.devices} must be at least 1 worker, or auto")
         self.trainer: Trainer = build(
             config.trainer,
             "trainer",

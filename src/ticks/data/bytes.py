@@ -42,13 +42,15 @@ class ByteData(LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in {
-            "block_size": block_size,
-            "global_batch_size": global_batch_size,
-            "eval_batch_size": eval_batch_size,
-        }.items():
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
+        for name, value, least in (
+            ("block_size", block_size, 1),
+            ("global_batch_size", global_batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("seed", seed, 0),
+            ("num_workers", num_workers, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name}={value} must be at least {least}")
         self.block_size = block_size
         self.global_batch_size = global_batch_size
         self.eval_batch_size = eval_batch_size
@@ -79,6 +81,11 @@ class ByteData(LightningDataModule):
     def worker_batch_size(self, world_size: int, accumulate: int = 1) -> int:
         """Sequences per worker and batch. ValueError if they do not divide."""
         parts = world_size * accumulate
+        if parts < 1:
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} cannot be cut into {parts} batches:"
+                f" world_size={world_size} and accumulate_grad_batches={accumulate} must be at least 1"
+            )
         if self.global_batch_size % parts:
             near = self.global_batch_size // parts * parts
             raise ValueError(

@@ -62,7 +62,7 @@ class _RMSNormCPU(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         x, weight, inverse_rms = ctx.saved_tensors
         normed = x * inverse_rms
-        grad_weight = (grad_y * normed).view(-1, x.shape[-1]).sum(0)
+        grad_weight = (grad_y * normed).reshape(-1, x.shape[-1]).sum(0)
         u = grad_y * weight
         mean_un = torch.linalg.vecdot(u, normed).unsqueeze(-1).div_(x.shape[-1])
         grad_x = u.addcmul_(normed, mean_un, value=-1.0).mul_(inverse_rms)

@@ -112,7 +112,7 @@ class Record(Callback):
         """One row now. Nothing on workers other than 0."""
         if not trainer.is_global_zero or not metrics:
             return
-        step = trainer.global_step
+        step = getattr(trainer.strategy, "step", trainer.global_step)  # Lightning's own is one behind inside a tick
         ledger = getattr(trainer.strategy, "ledger", None)
         head = {
             "step": step,

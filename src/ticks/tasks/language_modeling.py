@@ -23,7 +23,7 @@ class LanguageModeling(LightningModule):
 
     `warmup_steps` and the cosine after it count optimizer steps; the cosine ends at `min_lr_ratio` of `lr` when
     training ends. Parameters with requires_grad=False are left alone, so freeze `model` before training to fine-tune.
-    ValueError for a negative rate or count.
+    ValueError for a negative rate or count, and for values that cannot be used.
     """
 
     def __init__(
@@ -42,6 +42,10 @@ class LanguageModeling(LightningModule):
         for name, value in {"lr": lr, "weight_decay": weight_decay, "warmup_steps": warmup_steps}.items():
             if value < 0:
                 raise ValueError(f"{name}={value} must not be negative")
+        if len(betas) != 2:
+            raise ValueError(f"betas={list(betas)} must be two numbers")
+        if bytes_per_token <= 0:
+            raise ValueError(f"bytes_per_token={bytes_per_token} must be above 0")
         self.model = model
         self.lr = lr
         self.weight_decay = weight_decay

@@ -1,0 +1,132 @@
+"""Signals: a run stops as a whole, quickly, with a checkpoint, and leaves no process behind."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import Command, only_run, run_command
+
+# rounds far longer than the test: nobody may wait for a tick; dropout: random states must be right
+LONG = ("debug=fast", "model.dropout=0.1", "strategy.clock.interval=100000", "trainer.val_check_interval=100000",
+        "trainer.max_steps=100000", "callbacks.checkpoint.every_n_train_steps=50", "test=false",
+        "sample_bytes=0")  # fmt: skip
+
+
+def start(directory: Path, *more: str, workers: int = 2) -> Command:
+    command = Command(directory, *LONG, f"trainer.devices={workers}", *more)
+    command.wait_for("tokens per step")
+    deadline = time.monotonic() + 60
+    while not list(directory.glob("logs/runs/*/checkpoints/*.ckpt")):
+        assert time.monotonic() < deadline, command.output
+        assert command.process.is_alive(), command.output
+        time.sleep(0.05)
+    return command
+
+
+def gone(command: Command, started: float, within: float = 20.0) -> None:
+    while command.group():
+        assert time.monotonic() - started < within, f"left behind: {command.group()}\n{command.output}"
+        time.sleep(0.05)
+
+
+def other_worker(command: Command) -> int:
+    return next(pid for pid in command.group() if pid != command.process.pid)
+
+
+TARGETS: dict[str, Callable[[Command], None]] = {
+    "main process": lambda c: os.kill(c.process.pid, signal.SIGTERM),
+    "one worker": lambda c: os.kill(other_worker(c), signal.SIGTERM),
+    "whole group": lambda c: os.killpg(c.process.pid, signal.SIGTERM),
+}
+
+
+@pytest.mark.parametrize("target", list(TARGETS))
+def test_sigterm_stops_everyone_with_a_checkpoint_and_code_143(target: str, tmp_path: Path) -> None:
+    command = start(tmp_path)
+    began = time.monotonic()
+    TARGETS[target](command)
+    assert command.end(20) == 143, command.output
+    gone(command, began)
+    run_dir = only_run(tmp_path)
+    about = json.loads((run_dir / "summary.json").read_text())
+    stopped = torch.load(run_dir / "checkpoints" / "stopped.ckpt", weights_only=True)
+    assert about["status"] == "stopped"
+    assert about["steps"] == stopped["global_step"] == stopped["ticks"]["step"]
+    files = [torch.load(f, weights_only=True) for f in (run_dir / "checkpoints" / "stopped.workers").iterdir()]
+    assert [f["step"] for f in files] == [stopped["global_step"]] * 2  # all stopped after the same step
+    assert not torch.equal(files[0]["parameters"][0], files[1]["parameters"][0])  # in the middle of a round
+    assert "Traceback" not in command.output, command.output
+
+
+def test_ctrl_c_stops_like_sigterm_with_code_130(tmp_path: Path) -> None:
+    command = start(tmp_path)
+    began = time.monotonic()
+    os.killpg(command.process.pid, signal.SIGINT)
+    assert command.end(20) == 130, command.output
+    gone(command, began)
+    assert (only_run(tmp_path) / "checkpoints" / "stopped.ckpt").exists()
+
+
+@pytest.mark.parametrize("victim", ["worker 1", "worker 0"])
+def test_sigkill_of_one_worker_ends_all_with_a_failure(victim: str, tmp_path: Path) -> None:
+    command = start(tmp_path)
+    began = time.monotonic()
+    os.kill(other_worker(command) if victim == "worker 1" else command.process.pid, signal.SIGKILL)
+    assert command.end(20) != 0
+    gone(command, began)
+    if victim == "worker 1":
+        assert "worker 1 was killed by SIGKILL" in command.output
+    assert json.loads((only_run(tmp_path) / "summary.json").read_text())["status"] != "finished"
+
+
+def test_a_worker_that_hangs_is_found(tmp_path: Path) -> None:
+    command = start(tmp_path, "strategy.hang_seconds=3")
+    began = time.monotonic()
+    os.kill(other_worker(command), signal.SIGSTOP)
+    assert command.end(20) != 0
+    gone(command, began)
+    assert "worker 1 has not answered for 3 s" in command.output
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
+def test_resuming_after_a_signal_is_bit_exact(workers: int, how: int, tmp_path: Path) -> None:
+    """Stopped in the middle of a round of 64 steps; the resumed run equals one that was never stopped."""
+    options = ("debug=fast", "model.dropout=0.1", "strategy.clock.interval=64", "test=false", "sample_bytes=0",
+               "trainer.limit_val_batches=1", f"trainer.devices={workers}", "callbacks.checkpoint.every_n_train_steps=70",
+               "trainer.val_check_interval=100", "trainer.max_steps=300")  # fmt: skip
+    (tmp_path / "whole").mkdir()
+    code, output = run_command(tmp_path / "whole", *options)
+    assert code == 0, output
+    (tmp_path / "part").mkdir()
+    command = Command(tmp_path / "part", *options)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("part/logs/runs/*/checkpoints/step-*140.ckpt")):
+        assert time.monotonic() < deadline, command.output
+        time.sleep(0.002)
+    os.killpg(command.process.pid, how)
+    assert command.end(20) in (143, -9), command.output
+    run_dir = only_run(tmp_path / "part")
+    code, output = run_command(tmp_path / "part", *options, "resume=auto")
+    assert code == 0, output
+    assert f"resuming {run_dir.relative_to(tmp_path / 'part')} from" in output
+    whole_dir = only_run(tmp_path / "whole")
+    for rank in range(workers):
+        states = []
+        for directory in (whole_dir, run_dir):
+            checkpoint = torch.load(directory / "checkpoints" / "final.ckpt", weights_only=True)
+            token = checkpoint["ticks"]["token"]
+            own = torch.load(directory / "checkpoints" / "final.workers" / f"{token}-rank{rank}.pt", weights_only=True)
+            states.append((checkpoint["state_dict"], own["optimizers"], own["random"]["torch"]))
+        (model, optimizers, random), (again, optimizers_again, random_again) = states
+        assert all(torch.equal(model[k], again[k]) for k in model)
+        assert torch.equal(random, random_again)
+        for a, b in zip(optimizers, optimizers_again, strict=True):
+            for key, values in a["state"].items():
+                assert all(torch.equal(v, b["state"][key][name]) for name, v in values.items())

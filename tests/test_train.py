@@ -1,0 +1,239 @@
+"""Whole runs, as a user starts them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from tests.conftest import REPOSITORY, Command, only_run, run_command
+from ticks.report import summary as summary_file
+
+FAST = ("debug=fast", "trainer.log_every_n_steps=5")
+
+
+def summary_of(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / "summary.json").read_text())
+
+
+def final_state(run_dir: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run_dir / "checkpoints" / "final.ckpt", weights_only=True)["state_dict"]
+
+
+def same_model(a: Path, b: Path) -> bool:
+    first, second = final_state(a), final_state(b)
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished run of two workers, and what it printed."""
+    directory = tmp_path_factory.mktemp("two")
+    code, output = run_command(directory, *FAST, "model=ln_ticks", "trainer.devices=2")
+    assert code == 0, output
+    return only_run(directory), output
+
+
+@pytest.fixture(scope="module")
+def one_worker(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    directory = tmp_path_factory.mktemp("one")
+    code, output = run_command(directory, *FAST, "model=ln_ticks")
+    assert code == 0, output
+    return only_run(directory), output
+
+
+def test_a_run_leaves_its_configuration_metrics_checkpoints_and_summary(two_workers: tuple[Path, str]) -> None:
+    run_dir, _ = two_workers
+    about = summary_of(run_dir)
+    assert list(about)[: len(summary_file.KEYS)] == list(summary_file.KEYS)
+    assert {"test_loss", "test_bits_per_byte"} <= about.keys()
+    expected = {
+        "status": "finished", "strategy": "ticks", "interval": 8, "sync": "gradients", "wire": "fp32",
+        "norm": "layer_norm", "adapter": "ticks", "seed": 0, "world_size": 2, "steps": 20, "ticks": 3,
+        "tokens": 20 * 8 * 32, "messages": 6, "device": "cpu",
+    }  # fmt: skip
+    assert {key: about[key] for key in expected} == expected
+    assert about["val_bits_per_byte"] == pytest.approx(about["val_loss"] / 0.6931471805599453)
+    config = OmegaConf.load(run_dir / "config.yaml")
+    assert config.trainer.devices == 2
+    assert config.strategy.clock.interval == 8
+    rows = (run_dir / "metrics.csv").read_text().splitlines()
+    assert rows[0].startswith("step,tokens,seconds,bytes_sent,")
+    assert [row.split(",")[0] for row in rows[1:]].count("20") >= 2  # a tick and a validation
+    assert sorted(p.name for p in (run_dir / "checkpoints").glob("*.ckpt")) == [
+        "final.ckpt", "step-00000010.ckpt", "step-00000020.ckpt",
+    ]  # fmt: skip
+
+
+def test_the_result_table_tells_losses_floors_traffic_and_where_things_lie(two_workers: tuple[Path, str]) -> None:
+    _, output = two_workers
+    for text in (
+        "validation bits per byte", "bigram model", "sent per worker", "DDP would have sent", "generated text",
+        "checkpoint", "4 per worker and batch", "256 tokens per step", "2,048 per round of 8 steps",
+    ):  # fmt: skip
+        assert text in output
+
+
+def test_checkpoints_load_with_weights_only(two_workers: tuple[Path, str]) -> None:
+    for path in (two_workers[0] / "checkpoints").glob("*.ckpt"):
+        assert "state_dict" in torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_eval_reproduces_the_summary_on_any_number_of_workers(two_workers: tuple[Path, str], devices: int) -> None:
+    run_dir, _ = two_workers
+    about = summary_of(run_dir)
+    where, name = run_dir.parent.parent.parent, f"run={run_dir}"
+    code, output = run_command(
+        where, "eval", name, f"trainer.devices={devices}", "trainer.limit_val_batches=null", "test=false", program="ticks"
+    )
+    assert code == 0, output
+    code, exact = run_command(where, "eval", name, program="ticks")
+    assert code == 0, exact
+    value = float(next(line.split()[1] for line in exact.splitlines() if line.startswith("val_loss")))
+    assert value == pytest.approx(about["val_loss"], rel=1e-9)
+    global _first_full  # the same number on 1 and on 2 workers
+    full = float(next(line.split()[1] for line in output.splitlines() if line.startswith("val_loss")))
+    _first_full = globals().get("_first_full") or full
+    assert full == pytest.approx(_first_full, rel=1e-12)
+
+
+def test_evaluating_leaves_the_run_as_it_was(two_workers: tuple[Path, str]) -> None:
+    assert summary_of(two_workers[0])["status"] == "finished"
+    assert not (two_workers[0] / "wandb").exists()
+
+
+def test_the_same_command_gives_the_same_model(one_worker: tuple[Path, str], tmp_path: Path) -> None:
+    code, output = run_command(tmp_path, *FAST, "model=ln_ticks")
+    assert code == 0, output
+    assert same_model(one_worker[0], only_run(tmp_path))
+
+
+def test_seed_0_is_a_seed(one_worker: tuple[Path, str], tmp_path: Path) -> None:
+    code, output = run_command(tmp_path, *FAST, "model=ln_ticks", "seed=1")
+    assert code == 0, output
+    assert not same_model(one_worker[0], only_run(tmp_path))
+
+
+def test_ddp_runs_and_counts_its_traffic(tmp_path: Path) -> None:
+    code, output = run_command(tmp_path, *FAST, "strategy=ddp", "trainer.devices=2")
+    assert code == 0, output
+    about = summary_of(only_run(tmp_path))
+    assert about["bytes_sent_per_worker"] == 20 * 4 * about["n_trainable"]
+    assert (about["strategy"], about["interval"], about["sync"]) == ("ddp", None, None)
+
+
+def test_a_sweep_does_what_it_says_one_clean_directory_per_job(tmp_path: Path) -> None:
+    code, output = run_command(
+        tmp_path, *FAST, "-m", "seed=0,1", "trainer.devices=2,1", "test=false", "sample_bytes=0", seconds=150
+    )
+    assert code == 0, output
+    (sweep,) = (tmp_path / "logs" / "multiruns").iterdir()
+    assert sorted(p.name for p in sweep.iterdir() if p.is_dir()) == ["0", "1", "2", "3"]
+    jobs = [summary_of(sweep / str(i)) for i in range(4)]
+    assert [(j["seed"], j["world_size"]) for j in jobs] == [(0, 2), (0, 1), (1, 2), (1, 1)]
+    assert all(j["status"] == "finished" for j in jobs)
+    assert not same_model(sweep / "0", sweep / "2")
+    assert not (tmp_path / "logs" / "runs").exists()
+
+
+def test_torchrun_works(tmp_path: Path) -> None:
+    arguments = [*FAST, "test=false", "sample_bytes=0"]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         str(REPOSITORY / "train.py"), *arguments],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    about = summary_of(only_run(tmp_path))
+    assert (about["world_size"], about["status"]) == (2, "finished")
+
+
+def test_the_environment_is_given_back(tmp_path: Path) -> None:
+    """In one process: a second, single-worker job after a two-worker one has one worker."""
+    from ticks.strategy.launch import restored_environment
+
+    before = dict(os.environ)
+    with restored_environment():
+        os.environ["WORLD_SIZE"] = "4"
+        os.environ.pop("OMP_NUM_THREADS", None)
+    assert dict(os.environ) == before
+
+
+def test_resume_continues_in_the_same_directory_and_ends_with_the_same_model(
+    one_worker: tuple[Path, str], tmp_path: Path
+) -> None:
+    code, output = run_command(tmp_path, *FAST, "model=ln_ticks", "trainer.max_steps=20", "callbacks.checkpoint=null")
+    assert code == 0, output
+    run_dir = only_run(tmp_path)
+    for path in (one_worker[0] / "checkpoints").glob("step-00000010*"):
+        target = run_dir / "checkpoints" / path.name
+        target.mkdir() if path.is_dir() else target.write_bytes(path.read_bytes())
+        for file in path.iterdir() if path.is_dir() else ():
+            (target / file.name).write_bytes(file.read_bytes())
+    (run_dir / "checkpoints" / "final.ckpt").unlink()
+    code, output = run_command(tmp_path, f"resume={run_dir}")
+    assert code == 0, output
+    assert "step-00000010.ckpt" in output
+    assert only_run(tmp_path) == run_dir
+    assert same_model(one_worker[0], run_dir)
+    steps = [int(row.split(",")[0]) for row in (run_dir / "metrics.csv").read_text().splitlines()[1:]]
+    assert steps == sorted(steps)
+    assert steps.count(15) == 1
+
+
+def test_a_finished_run_can_be_made_longer(one_worker: tuple[Path, str], tmp_path: Path) -> None:
+    code, output = run_command(tmp_path, *FAST)
+    assert code == 0, output
+    run_dir = only_run(tmp_path)
+    code, output = run_command(tmp_path, f"resume={run_dir}", "trainer.max_steps=30")
+    assert code == 0, output
+    assert summary_of(run_dir)["steps"] == 30
+
+
+BAD_INPUT = {
+    "strategy.clock.interval=0": ("interval=0", "at least 1"),
+    "strategy.clock.interval=-1": ("interval=-1", "at least 1"),
+    "strategy.clock.interval=1.5": ("strategy.clock.interval=1.5", "int"),
+    "strategy.clock.interval=abc": ("strategy.clock.interval=abc", "int"),
+    "trainer.devices=0": ("trainer.devices=0", "at least 1"),
+    "data.global_batch_size=7 trainer.devices=2": ("global_batch_size=7", "must divide by 2 workers"),
+    "model.n_heads=3": ("n_heads=3", "must divide d_model=32"),
+    "data=text data.path=no/such/file.txt": ("no/such/file.txt", "matches no file"),
+    "data=text data.path=empty.txt": ("empty.txt", "no text"),
+    "data=text": ("path", "not set"),
+    "model/norm=layernorm": ("model/norm=layernorm", "layer_norm, none, rms_norm"),
+    "strategy=tick": ("strategy=tick", "did you mean 'ticks'"),
+    "trainer.max_stepss=5": ("trainer.max_stepss", "did you mean 'max_steps'"),
+    "+task.learning_rate=1": ("task.learning_rate", "takes no 'learning_rate'"),
+    "task.lr=-1": ("lr=-1", "negative"),
+    "resume=nowhere": ("nowhere", "no run directory"),
+    "trainer.precision=7": ("precision", "7"),
+}
+
+
+@pytest.mark.parametrize("arguments", list(BAD_INPUT))
+def test_bad_input_gets_one_clear_message_before_any_worker_starts(arguments: str, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    code, output = run_command(tmp_path, *FAST, *arguments.split())
+    assert code in (1, 2), output
+    assert "Traceback" not in output
+    assert len([line for line in output.splitlines() if line.strip()]) == 1, output
+    for text in BAD_INPUT[arguments]:
+        assert text in output
+    assert not list(tmp_path.glob("logs/runs/*/checkpoints"))
+
+
+def test_a_running_run_cannot_be_resumed_by_another_process(tmp_path: Path) -> None:
+    running = Command(tmp_path, *FAST, "trainer.max_steps=100000", "trainer.val_check_interval=100000")
+    running.wait_for("tokens per step")
+    code, output = run_command(tmp_path, f"resume={only_run(tmp_path)}")
+    running.process.terminate()
+    assert running.end() == 143
+    assert code == 2
+    assert "another process is working in" in output
