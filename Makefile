@@ -39,7 +39,7 @@ figure: .venv/ready ## the README's figure: three real runs (7 minutes on 2 core
 	for job in strategy=ddp strategy.clock.interval=8 strategy.clock.interval=32; do \
 		$(BIN)/python train.py model=ln_ticks trainer.devices=4 trainer.val_check_interval=80 \
 			name=figure-$$job $$job || exit 1; done
-	$(BIN)/ticks report $$(ls -d logs/runs/*figure-* | tail -3) out=docs/loss_against_sent.png
+	$(BIN)/ticks report $$(ls -d logs/runs/*figure-* | tail -3) out=tests/benchmarks/results/loss_against_sent.png
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache

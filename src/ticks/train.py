@@ -48,6 +48,7 @@ class Job:
 
 def main(config_dir: Path) -> None:
     """The command line of train.py. Exit code 0; 2 for a mistake in it; 1 for a failure; 128 + signal if stopped."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no C++ stack traces when a worker ends
     try:
         _check_command_line(sys.argv[1:], config_dir)
     except ConfigError as error:
@@ -98,8 +99,8 @@ def _plan(config: DictConfig) -> Job:
         if found is None:
             print("resume=auto: no unfinished run of this configuration; starting a new one", flush=True)
         resume = str(found) if found else None
-    if resume is not None:
-        return resumed_job(Path(resume), list(about.overrides.task))
+    if resume is not None:  # with auto, the configuration found is the one asked for
+        return resumed_job(Path(resume), [] if config.resume == "auto" else list(about.overrides.task))
     if about.mode == RunMode.MULTIRUN:
         run_dir = Path(about.runtime.output_dir)
     elif _global_rank() == 0:
@@ -125,7 +126,7 @@ def resumed_job(run_dir: Path, overrides: list[str], mode: str = "fit") -> Job:
     saved_digest = config.pop("config_digest", None)
     for override in overrides:
         key, _, value = override.partition("=")
-        if key == "resume":
+        if key == "resume" or choices.get(key) == value:
             continue
         if "/" in key or key in choices or not _has(config, key):
             raise ConfigError(
@@ -215,6 +216,7 @@ class _Run:
         self.run_dir = Path(job.run_dir)
         self.before: dict[str, float] | None = None
         self.status = "failed"
+        self.agreed_end = False  # whether the other workers end by themselves
 
     def go(self) -> dict[str, Any] | None:
         from ticks.report import wandb
@@ -225,11 +227,15 @@ class _Run:
         try:
             self.build()
             result = self.fit() if self.job.mode == "fit" else self.evaluate()
-            exit_code = 0
+            exit_code, self.agreed_end = 0, True
             return result
         except Stopped as stop:
             exit_code, self.status = stop.code, "stopped"  # type: ignore[assignment]
+            self.agreed_end = stop.checkpoint is not None
             self._say_stopped(stop)
+            raise
+        except SystemExit as left:  # a signal before training could be stopped in agreement
+            exit_code, self.status = left.code or 1, "stopped"  # type: ignore[assignment]
             raise
         except (NonFiniteLoss, OSError) as error:
             if not self.is_zero:
@@ -242,7 +248,7 @@ class _Run:
             if exit_code and self.is_zero and self.job.mode == "fit" and hasattr(self, "trainer"):
                 self.summarise()
             wandb.finish(exit_code)
-            self._end_workers(exit_code)
+            self._end_workers()
 
     # ---- build
 
@@ -480,14 +486,14 @@ class _Run:
         if getattr(launcher, "dead", None):
             _die(RuntimeError(f"{launcher.dead}; resume with: python train.py resume={self.run_dir}"), 1)
 
-    def _end_workers(self, exit_code: int) -> None:
+    def _end_workers(self) -> None:
         """Leave no process and no process group behind."""
         from ticks.strategy.launch import WorkerLauncher
 
         launcher = getattr(getattr(self, "trainer", None), "strategy", None)
         launcher = launcher.launcher if launcher is not None else None
         if isinstance(launcher, WorkerLauncher):
-            launcher.wait(20 if exit_code in (0, 143, 130) else 1)
+            launcher.wait(20 if self.agreed_end else 1)
             launcher.kill_all()
         import torch.distributed as dist
 

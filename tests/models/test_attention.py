@@ -84,5 +84,5 @@ def test_heads_that_do_not_divide_the_width_are_refused(n_heads: int) -> None:
 
 
 def test_rotary_positions_need_an_even_head_width() -> None:
-    with pytest.raises(ValueError, match="even head width.* is 3"):
+    with pytest.raises(ValueError, match=r"even head width.* is 3"):
         CausalSelfAttention(6, 2, rotary=True)

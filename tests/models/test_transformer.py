@@ -67,16 +67,16 @@ def test_the_first_loss_is_that_of_guessing() -> None:
     decoder = model(vocab_size=256, block_size=64, d_model=64)
     tokens_BxT = torch.randint(256, (4, 64))
     loss = F.cross_entropy(decoder(tokens_BxT).flatten(0, 1), torch.randint(256, (4 * 64,)))
-    assert abs(float(loss) - math.log(256)) < 0.1
+    assert abs(loss.item() - math.log(256)) < 0.1
 
 
 def test_projections_into_the_residual_stream_start_smaller() -> None:
     decoder = model(d_model=64, n_layers=8)
     for block in decoder.blocks:
         for module in (block.attention.out, block.ffn.fc2):
-            assert abs(float(module.weight.std()) / (0.02 / math.sqrt(16)) - 1) < 0.1
+            assert abs(module.weight.std().item() / (0.02 / math.sqrt(16)) - 1) < 0.1
         for module in (block.attention.qkv, block.ffn.fc1):
-            assert abs(float(module.weight.std()) / 0.02 - 1) < 0.1
+            assert abs(module.weight.std().item() / 0.02 - 1) < 0.1
             assert not module.bias.any()
 
 
@@ -97,7 +97,7 @@ def test_a_small_model_learns_a_repeating_text() -> None:
         loss = F.cross_entropy(decoder(tokens_BxT[:, :-1]).flatten(0, 1), tokens_BxT[:, 1:].flatten())
         loss.backward()
         optimizer.step()
-    assert float(loss) < 0.1
+    assert loss.item() < 0.1
     continued = decoder.generate(torch.tensor([[0, 1, 2, 3, 4]]), 10, temperature=0)
     assert continued[0].tolist() == [t % 5 for t in range(15)]
 

@@ -36,7 +36,7 @@ class TextFiles(ByteData):
         files = self.files()
         stats = [(str(file.resolve()), file.stat()) for file in files]
         total = sum(stat.st_size for _, stat in stats)
-        document_bytes = max(64, min(self.document_bytes, total // 200))
+        document_bytes = max(64, min(self.document_bytes, total // 400))
         identity = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
         return prepare(
             (document for file in files for document in documents(file, document_bytes)),
@@ -45,12 +45,13 @@ class TextFiles(ByteData):
 
 
 def documents(file: Path, document_bytes: int) -> Iterator[bytes]:
-    """Cut a file at line ends into pieces of at least `document_bytes`, at a blank line where one comes in time."""
+    """Cut a file into pieces of at least `document_bytes`: at a blank line where one comes before twice as many, else
+    at a line end, within a line only if it is longer than that."""
     piece = bytearray()
     with file.open("rb") as stream:
-        for line in iter(lambda: stream.readline(1 << 16), b""):
+        for line in iter(lambda: stream.readline(2 * document_bytes), b""):
             piece += line
-            full, very_full = len(piece) >= document_bytes, len(piece) >= 4 * document_bytes
+            full, very_full = len(piece) >= document_bytes, len(piece) >= 2 * document_bytes
             if very_full or (full and not line.strip()):
                 yield bytes(piece).strip()
                 piece.clear()

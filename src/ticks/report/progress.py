@@ -56,7 +56,7 @@ class ProgressLine(Callback):
         if not trainer.is_global_zero or trainer.sanity_checking or trainer.state.fn != "fit":
             return
         metrics = trainer.callback_metrics
-        bits = f" ({float(metrics['val/bits_per_byte']):.3f} bits per byte)" if "val/bits_per_byte" in metrics else ""
+        bits = f" ({float(metrics['val/bits_per_byte']):.3f} bits/byte)" if "val/bits_per_byte" in metrics else ""
         self._val = f"val {float(metrics['val/loss']):.3f}{bits}" if "val/loss" in metrics else ""
         if self._bar is None:
             self._log_line(trainer, self._val)

@@ -68,7 +68,8 @@ class LanguageModeling(LightningModule):
     def loss(self, batch: dict[str, Tensor], *, reduction: str = "mean") -> Tensor:
         """Cross-entropy in nats of a batch, targets of IGNORE left out."""
         logits_BxTxV = self(batch["x"])
-        logits_NxV, y_N = logits_BxTxV.flatten(0, 1), batch["y"].flatten()
+        logits_NxV = logits_BxTxV.flatten(0, 1).float()  # a sum over a batch in bfloat16 has three digits
+        y_N = batch["y"].flatten()
         return F.cross_entropy(logits_NxV, y_N, reduction=reduction, ignore_index=IGNORE)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:

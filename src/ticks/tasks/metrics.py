@@ -1,5 +1,8 @@
 """Evaluation metrics, summed over every worker's tokens and divided once."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -18,9 +21,12 @@ class TokenLoss(Metric):
     def __init__(self, *, unit: float = 1.0) -> None:
         super().__init__()
         self.unit = unit
-        self.set_dtype(torch.float64)
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("tokens", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def _apply(self, fn: Callable, exclude_state: Sequence[str] = "") -> Any:
+        """Follow the module around to its device, but not to its precision: sums in bfloat16 stop growing."""
+        return super()._apply(lambda tensor: tensor.to(fn(tensor).device), exclude_state)
 
     def update(self, nll: Tensor, tokens: Tensor) -> None:
         """Add the summed loss `nll` of `tokens` tokens (both scalars)."""

@@ -1,0 +1,158 @@
+"""The user's own text: any file, any language, and one clear message where it cannot be."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ticks.data import TextFiles
+from ticks.data.corpus import SPLITS
+from ticks.data.text import documents
+
+PARAGRAPHS = [f"Paragraph {i} tells of {'something ' * (i % 11 + 3)}and ends.\n" for i in range(500)]
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TICKS_CACHE", str(tmp_path / "cache"))
+
+
+def text(path: Path | str | None, **options: Any) -> TextFiles:
+    return TextFiles(path=str(path) if path else None, **{"block_size": 16, "global_batch_size": 4} | options)
+
+
+def all_bytes(data: TextFiles) -> bytes:
+    corpus = data.load()
+    return b"".join(corpus.tokens(split).tobytes() for split in SPLITS)
+
+
+def lines(content: bytes) -> list[bytes]:
+    return sorted(line for line in content.replace(b"\0", b"\n").splitlines() if line.strip())
+
+
+def written(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def test_a_single_file_is_all_there_in_three_splits(tmp_path: Path) -> None:
+    file = written(tmp_path / "book.txt", "\n".join(PARAGRAPHS))
+    data = text(file)
+    data.prepare_data()
+    assert min(data.load().n_bytes.values()) > 17
+    assert lines(all_bytes(data)) == lines(file.read_bytes())
+
+
+def test_a_glob_takes_every_file_below_it(tmp_path: Path) -> None:
+    first = written(tmp_path / "books" / "a.txt", "\n".join(PARAGRAPHS[:250]))
+    second = written(tmp_path / "books" / "deep" / "b.txt", "\n".join(PARAGRAPHS[250:]))
+    written(tmp_path / "books" / "c.md", "not this one")
+    data = text(f"{tmp_path}/books/**/*.txt")
+    assert lines(all_bytes(data)) == lines(first.read_bytes() + b"\n" + second.read_bytes())
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path: Path) -> None:
+    file = written(tmp_path / "book[1].txt", "\n".join(PARAGRAPHS))
+    assert text(file).files() == [file]
+
+
+def test_bytes_that_are_no_utf_8_pass_unchanged(tmp_path: Path) -> None:
+    content = b"\n\n".join(bytes([200 + i % 50]) * 30 + f" {i}".encode("latin-1") for i in range(1500))
+    data = text(written(tmp_path / "latin.txt", content))
+    data.prepare_data()
+    assert lines(all_bytes(data)) == lines(content)
+
+
+@pytest.mark.parametrize("sentence", ["春眠不覺曉 處處聞啼鳥。", "Съешь ещё этих мягких булок.", "السماء زرقاء 🌙"])
+def test_another_language_comes_back_whole(tmp_path: Path, sentence: str) -> None:
+    file = written(tmp_path / "text.txt", "\n\n".join(f"{i} {sentence}" for i in range(300)))
+    data = text(file)
+    data.prepare_data()
+    found = all_bytes(data).decode()  # no character was cut
+    assert found.count(sentence) == 300
+    assert data.decode(data.encode(sentence)) == sentence
+
+
+def test_a_file_of_one_very_long_line_is_cut_all_the_same(tmp_path: Path) -> None:
+    content = b"".join(b"%07d " % i for i in range(150_000))  # 1.2 MB, no line end
+    data = text(written(tmp_path / "line.txt", content))
+    data.prepare_data()
+    corpus = data.load()
+    assert sum(corpus.documents.values()) > 150
+    assert b" ".join(sorted(all_bytes(data).replace(b"\0", b" ").split())) == content.strip()
+
+
+def test_windows_line_ends_cut_at_blank_lines_too(tmp_path: Path) -> None:
+    file = written(tmp_path / "dos.txt", b"one line of text\r\n\r\n" * 50)
+    assert {piece.endswith(b"text") for piece in documents(file, 64)} == {True}
+
+
+def test_documents_are_cut_at_blank_lines_of_about_the_asked_size(tmp_path: Path) -> None:
+    file = written(tmp_path / "book.txt", "\n".join(PARAGRAPHS))
+    pieces = list(documents(file, 1000))
+    assert all(1000 <= len(piece) <= 2200 for piece in pieces[:-1])
+    assert all(piece.startswith(b"Paragraph") and piece.endswith(b"ends.") for piece in pieces)
+    assert lines(b"\n".join(pieces)) == lines(file.read_bytes())
+
+
+def test_a_text_without_blank_lines_is_cut_at_line_ends(tmp_path: Path) -> None:
+    file = written(tmp_path / "poem.txt", "".join(f"line {i} of a long poem\n" for i in range(2000)))
+    pieces = list(documents(file, 1000))
+    assert len(pieces) > 5
+    assert all(piece.endswith(b"poem") for piece in pieces)
+
+
+@pytest.mark.parametrize("end", ["\n", "\n\n", " "])
+@pytest.mark.parametrize("size", [20_000, 100_000, 1_000_000])
+def test_a_small_text_of_any_shape_fills_every_split(tmp_path: Path, size: int, end: str) -> None:
+    content = "".join(f"sentence {i} of a text{end}" for i in range(size // 24))
+    text(written(tmp_path / "small.txt", content)).prepare_data()
+
+
+def test_a_changed_file_is_prepared_again(tmp_path: Path) -> None:
+    file = written(tmp_path / "book.txt", "\n".join(PARAGRAPHS))
+    before = text(file).load()
+    assert text(file).load().directory == before.directory
+    os.utime(file, ns=(1, 1))
+    assert text(file).load().directory != before.directory
+
+
+def test_a_missing_path_says_how_to_give_one() -> None:
+    with pytest.raises(ValueError, match=r"path is not set.*data\.path="):
+        text(None)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"path='.*nowhere\.txt' matches no file"):
+        text(tmp_path / "nowhere.txt")
+
+
+def test_a_glob_that_matches_nothing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"path='.*\*\.txt' matches no file"):
+        text(f"{tmp_path}/*.txt")
+
+
+def test_a_directory_is_no_text(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="matches no file; give a text file or a quoted glob"):
+        text(tmp_path)
+
+
+def test_empty_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"path='.*empty\.txt': no text in 1 file\(s\), all are empty"):
+        text(written(tmp_path / "empty.txt", ""))
+
+
+@pytest.mark.parametrize("content", ["too short", " \n \n "])
+def test_a_text_too_small_for_one_window_says_so(tmp_path: Path, content: str) -> None:
+    data = text(written(tmp_path / "short.txt", content))
+    with pytest.raises(ValueError, match=r"too little text: the \w+ split has \d+ bytes.*block_size=16 needs 17"):
+        data.prepare_data()
+
+
+def test_settings_of_every_source_are_taken(tmp_path: Path) -> None:
+    file = written(tmp_path / "book.txt", "\n".join(PARAGRAPHS))
+    assert text(file, seed=7).seed == 7
+    with pytest.raises(TypeError, match="blok_size"):
+        text(file, blok_size=7)
