@@ -47,10 +47,15 @@ def _run_dir(value: str | None) -> Path:
 
 
 def _number(name: str, text: str | None, kind: Callable[[str], float]) -> float:
+    """A finite number of at least 0."""
     try:
-        return kind(text or "")
+        number = kind(text or "")
     except ValueError:
-        raise ConfigError(f"{name}={text} is not a number") from None
+        number = -1.0
+    if not 0 <= number < 2**63:
+        what = "whole number" if kind is int else "number"
+        raise ConfigError(f"{name}={text} must be a {what} of at least 0")
+    return number
 
 
 def evaluate(arguments: list[str]) -> None:

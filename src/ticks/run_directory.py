@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from ticks.config import ConfigError, digest
 from ticks.report import summary
@@ -33,8 +35,15 @@ def find_unfinished(config: DictConfig) -> Path | None:
     wanted = digest(config)
     candidates = [*RUNS.glob("*/summary.json"), *MULTIRUNS.glob("*/*/summary.json")]
     for file in sorted(candidates, key=lambda f: f.stat().st_mtime_ns, reverse=True):
-        about = summary.read(file.parent)
-        if about["status"] in summary.UNFINISHED and about["config_digest"] == wanted and not is_locked(file.parent):
+        try:
+            about = summary.read(file.parent)
+        except ValueError:  # damaged, or another program's
+            continue
+        if (
+            about.get("status") in summary.UNFINISHED
+            and about.get("config_digest") == wanted
+            and not is_locked(file.parent)
+        ):
             return file.parent
     return None
 
@@ -46,8 +55,12 @@ def load_config(run_dir: Path) -> DictConfig:
         known = sorted(RUNS.glob("*/config.yaml"))[-3:]
         hint = f"; the newest runs: {', '.join(str(k.parent) for k in known)}" if known else ""
         raise ConfigError(f"'{run_dir}' is no run directory: it has no config.yaml{hint}")
-    config = OmegaConf.load(file)
-    assert isinstance(config, DictConfig)
+    try:
+        config = OmegaConf.load(file)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(config, DictConfig) or not config:
+        raise ConfigError(f"{file} holds no configuration")
     return config
 
 

@@ -12,7 +12,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from ticks.config import ConfigError
 
@@ -21,14 +23,21 @@ def combinations(file: Path) -> list[list[str]]:
     """Every combination of the grid as a list of KEY=VALUE. ConfigError if the file is no flat grid."""
     if not file.is_file():
         raise ConfigError(f"sweep file '{file}' does not exist")
-    content: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(file), resolve=False)  # type: ignore[assignment]
+    try:
+        content: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{file} is no sweep file: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("parameters"), dict):
+        raise ConfigError(f"{file} is no sweep file: it has no `parameters`")
     if content.get("method") != "grid":
         raise ConfigError(f"{file}: method={content.get('method')} cannot be run here; grid can, others need W&B")
     axes = []
-    for key, spec in content.get("parameters", {}).items():
+    for key, spec in content["parameters"].items():
         if not isinstance(spec, dict) or not {"value", "values"} & spec.keys():
             raise ConfigError(f"{file}: parameters.{key} needs `value` or `values` (keys are flat and dotted)")
         values = spec["values"] if "values" in spec else [spec["value"]]
+        if not isinstance(values, list) or not values:
+            raise ConfigError(f"{file}: parameters.{key}.values={values} must be a list of at least one value")
         axes.append([f"{key}={'null' if value is None else value}" for value in values])
     return [list(combination) for combination in product(*axes)]
 

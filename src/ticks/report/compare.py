@@ -1,6 +1,5 @@
 """Several runs side by side: a table of their summaries, a figure of validation loss against what was sent."""
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ticks.config import ConfigError
+from ticks.config import ConfigError, did_you_mean
 from ticks.report import summary
+from ticks.report.record import MetricsFile
 from ticks.report.table import megabytes
 
 
@@ -37,8 +37,11 @@ def load_runs(directories: list[Path]) -> list[Run]:
         if not found:
             raise ConfigError(f"no run in '{directory}': no summary.json there or below it")
         for file in found:
-            with (file.parent / "metrics.csv").open(newline="") as rows:
-                runs.append(Run(file.parent, summary.read(file.parent), list(csv.DictReader(rows))))
+            try:
+                about = summary.read(file.parent)
+            except ValueError as error:
+                raise ConfigError(f"{file} cannot be read: {error}") from None
+            runs.append(Run(file.parent, about, MetricsFile(file.parent / "metrics.csv").rows()))
     if not runs:
         raise ConfigError("give run directories: ticks report logs/runs/* out=figure.png")
     return runs
@@ -69,8 +72,10 @@ def show_runs(runs: list[Run]) -> None:
 
 
 def figure(runs: list[Run], out: Path) -> None:
-    """Draw validation bits per byte against MB sent per worker (log scale) and against steps. ConfigError without
-    matplotlib or if no run was evaluated twice."""
+    """Draw validation bits per byte against MB sent per worker (log scale) and against steps.
+
+    ConfigError without matplotlib, for an unknown picture format, or if no run was evaluated twice.
+    """
     try:
         import matplotlib
     except ImportError:
@@ -79,6 +84,9 @@ def figure(runs: list[Run], out: Path) -> None:
     from matplotlib import pyplot as plt
 
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), sharey=True, constrained_layout=True)
+    if (suffix := out.suffix[1:]) not in (known := fig.canvas.get_supported_filetypes()):
+        plt.close(fig)
+        raise ConfigError(f"out={out}: '{suffix}' is no picture format{did_you_mean(suffix, known)}")
     drawn = False
     for run in runs:
         points = [

@@ -1,0 +1,79 @@
+"""The launcher, in a project of somebody else: a script that uses nothing of ticks but the strategy."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from ticks.strategy.launch import describe_exit, restored_environment
+
+SCRIPT = """
+    import sys
+    import torch
+    from lightning.pytorch import LightningModule, Trainer
+    from ticks.strategy import TickStrategy
+
+    class Net(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(4, 1)
+        def training_step(self, batch, batch_idx):
+            if self.global_rank == 1 and "crash" in sys.argv and batch_idx == 3:
+                raise KeyError("a bug on one worker")
+            return self.layer(batch[0]).square().mean()
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+        def train_dataloader(self):
+            return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(64, 4)), batch_size=4)
+
+    if __name__ == "__main__":
+        strategy = TickStrategy(interval=3)
+        trainer = Trainer(strategy=strategy, accelerator="cpu", devices=2, max_epochs=2, logger=False,
+                          enable_checkpointing=False, enable_progress_bar=False)
+        trainer.fit(Net())
+        print("worker", trainer.global_rank, "of", trainer.world_size, "steps", strategy.step, "ticks",
+              strategy.ledger.ticks, flush=True)
+        rest = ("ticks.models", "ticks.tasks", "ticks.data", "ticks.config", "ticks.train", "ticks.report")
+        assert not [name for name in sys.modules if name.startswith(rest)]
+"""
+
+
+def run_script(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess:
+    script = tmp_path / "somebody_elses.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    return subprocess.run(
+        [sys.executable, str(script), *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+
+
+def test_a_foreign_script_trains_with_the_strategy_alone(tmp_path: Path) -> None:
+    done = run_script(tmp_path)
+    assert done.returncode == 0, done.stderr
+    for rank in (0, 1):  # 64 samples over 2 workers, batches of 4: 8 steps an epoch
+        assert f"worker {rank} of 2 steps 16 ticks 6" in done.stdout
+
+
+def test_a_crash_of_one_worker_ends_the_foreign_script(tmp_path: Path) -> None:
+    began = time.monotonic()
+    done = run_script(tmp_path, "crash")
+    assert done.returncode != 0
+    assert "a bug on one worker" in done.stderr
+    assert time.monotonic() - began < 40
+    assert not subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True).stdout
+
+
+def test_the_environment_is_given_back() -> None:
+    before = dict(os.environ)
+    with restored_environment():
+        os.environ["WORLD_SIZE"] = "4"
+        os.environ.pop("OMP_NUM_THREADS", None)
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize(("code", "words"), [(-9, "was killed by SIGKILL"), (3, "ended with exit code 3")])
+def test_exit_codes_are_told_in_words(code: int, words: str) -> None:
+    assert describe_exit(code) == words
