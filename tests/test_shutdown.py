@@ -99,8 +99,8 @@ def test_a_worker_that_hangs_is_found(tmp_path: Path) -> None:
 def test_resuming_after_a_signal_is_bit_exact(workers: int, how: int, tmp_path: Path) -> None:
     """Stopped in the middle of a round of 64 steps; the resumed run equals one that was never stopped."""
     options = ("debug=fast", "model.dropout=0.1", "strategy.clock.interval=64", "test=false", "sample_bytes=0",
-               "trainer.limit_val_batches=1", f"trainer.devices={workers}", "callbacks.checkpoint.every_n_train_steps=70",
-               "trainer.val_check_interval=100", "trainer.max_steps=300")  # fmt: skip
+               "trainer.limit_val_batches=1", f"trainer.devices={workers}", "trainer.val_check_interval=100",
+               "callbacks.checkpoint.every_n_train_steps=70", "trainer.max_steps=300")  # fmt: skip
     (tmp_path / "whole").mkdir()
     code, output = run_command(tmp_path / "whole", *options)
     assert code == 0, output

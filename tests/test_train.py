@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -84,23 +85,21 @@ def test_checkpoints_load_with_weights_only(two_workers: tuple[Path, str]) -> No
         assert "state_dict" in torch.load(path, weights_only=True)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_eval_reproduces_the_summary_on_any_number_of_workers(two_workers: tuple[Path, str], devices: int) -> None:
-    run_dir, _ = two_workers
-    about = summary_of(run_dir)
-    where, name = run_dir.parent.parent.parent, f"run={run_dir}"
-    code, output = run_command(
-        where, "eval", name, f"trainer.devices={devices}", "trainer.limit_val_batches=null", "test=false", program="ticks"
-    )
+def evaluated(run_dir: Path, *more: str) -> float:
+    code, output = run_command(run_dir.parents[2], "eval", f"run={run_dir}", "test=false", *more, program="ticks")
     assert code == 0, output
-    code, exact = run_command(where, "eval", name, program="ticks")
-    assert code == 0, exact
-    value = float(next(line.split()[1] for line in exact.splitlines() if line.startswith("val_loss")))
-    assert value == pytest.approx(about["val_loss"], rel=1e-9)
-    global _first_full  # the same number on 1 and on 2 workers
-    full = float(next(line.split()[1] for line in output.splitlines() if line.startswith("val_loss")))
-    _first_full = globals().get("_first_full") or full
-    assert full == pytest.approx(_first_full, rel=1e-12)
+    return float(next(line.split()[1] for line in output.splitlines() if line.startswith("val_loss")))
+
+
+def test_eval_reproduces_the_summarys_validation_loss(two_workers: tuple[Path, str]) -> None:
+    run_dir, _ = two_workers
+    assert evaluated(run_dir) == pytest.approx(summary_of(run_dir)["val_loss"], rel=1e-9)
+
+
+def test_eval_gives_the_same_number_on_1_and_on_2_workers(two_workers: tuple[Path, str]) -> None:
+    everything = "trainer.limit_val_batches=null"
+    one, two = (evaluated(two_workers[0], everything, f"trainer.devices={n}") for n in (1, 2))
+    assert one == pytest.approx(two, rel=1e-12)
 
 
 def test_evaluating_leaves_the_run_as_it_was(two_workers: tuple[Path, str]) -> None:
@@ -237,3 +236,16 @@ def test_a_running_run_cannot_be_resumed_by_another_process(tmp_path: Path) -> N
     assert running.end() == 143
     assert code == 2
     assert "another process is working in" in output
+
+
+def test_resuming_with_more_workers_in_a_moved_directory_says_what_was_dropped(
+    one_worker: tuple[Path, str], tmp_path: Path
+) -> None:
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(one_worker[0], moved)
+    code, output = run_command(tmp_path, f"resume={moved}", "trainer.devices=2", "trainer.max_steps=30")
+    assert code == 0, output
+    assert "written by 1 workers, now there are 2" in output
+    assert summary_of(moved)["world_size"] == 2
+    assert torch.load(moved / "checkpoints" / "final.ckpt", weights_only=True)["global_step"] == 30
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["elsewhere"]

@@ -121,7 +121,7 @@ def resumed_job(run_dir: Path, overrides: list[str], mode: str = "fit") -> Job:
     """Continue (or evaluate) the run in `run_dir` with its own configuration, values of `overrides` put on top."""
     from ticks.strategy.checkpoint import newest_usable
 
-    config = load_config(run_dir)
+    config = moved(load_config(run_dir), _relative(run_dir))
     choices: Any = OmegaConf.to_container(config.pop("choices", OmegaConf.create({})))
     saved_digest = config.pop("config_digest", None)
     for override in overrides:
@@ -149,6 +149,21 @@ def resumed_job(run_dir: Path, overrides: list[str], mode: str = "fit") -> Job:
         saved_digest or digest(config),
         str(checkpoint) if checkpoint else None,
     )
+
+
+def moved(config: DictConfig, run_dir: str) -> DictConfig:
+    """A run's resolved configuration with every path below its old directory put below `run_dir`."""
+    old = str(config.run_dir)
+
+    def follow(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: follow(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [follow(value) for value in node]
+        inside = isinstance(node, str) and (node == old or node.startswith(f"{old}/"))
+        return run_dir + node[len(old) :] if inside else node
+
+    return OmegaConf.create(follow(OmegaConf.to_container(config)))
 
 
 def _has(config: DictConfig, key: str) -> bool:
@@ -278,8 +293,7 @@ class _Run:
         callbacks = [build(node, f"callbacks.{name}") for name, node in (config.callbacks or {}).items() if node]
         wanted = (config.logger or {}).items() if self.is_zero else ()
         loggers = [build(node, f"logger.{name}") for name, node in wanted if node]
-        if isinstance(config.trainer.devices, int) and config.trainer.devices < 1:
-            raise ConfigError(f"trainer.devices={config.trainer.devices} must be at least 1 worker, or auto")
+        self._choose_accelerator()
         self.trainer: Trainer = build(
             config.trainer,
             "trainer",
@@ -293,6 +307,21 @@ class _Run:
         self._check_sizes()
         if os.environ.get("LOCAL_RANK", "0") == "0":
             self._prepare_data()
+
+    def _choose_accelerator(self) -> None:
+        """auto: GPUs if there is one for every worker, else the CPU. ConfigError for fewer than one worker."""
+        import torch
+
+        wish = self.config.trainer
+        if isinstance(wish.devices, int) and wish.devices < 1:
+            raise ConfigError(f"trainer.devices={wish.devices} must be at least 1 worker, or auto")
+        if wish.accelerator != "auto":
+            return
+        gpus = torch.cuda.device_count()
+        enough = gpus > 0 and not (isinstance(wish.devices, int) and wish.devices > gpus)
+        wish.accelerator = "gpu" if enough else "cpu"
+        if gpus and not enough and self.is_zero:
+            print(f"{wish.devices} workers but {gpus} GPU(s): using the CPU (trainer.devices={gpus} would use them)")
 
     def _for_workers(self) -> dict[str, Any]:
         command = [sys.executable, "-m", "ticks.train", self.jobfile]

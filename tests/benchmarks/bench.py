@@ -1,4 +1,4 @@
-"""What ticks costs: `python tests/benchmarks/bench.py [NAME ...] [--json FILE]`, or `make bench`.
+"""What ticks costs: `python tests/benchmarks/bench.py [NAME ...] [--json FILE]`, or `make bench`; about 5 minutes.
 
     tick         one tick against a bare all-reduce of the same bytes, 2 and 4 workers
     speed_ticks  steps per second of 4 workers at interval 64 against 4 workers that do not talk
@@ -12,6 +12,7 @@ each figure is a median. Every worker has one thread. A missed target is printed
 
 import argparse
 import json
+import logging
 import os
 import resource
 import subprocess
@@ -21,16 +22,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+os.environ |= {"TORCH_CPP_LOG_LEVEL": "ERROR", "KINETO_LOG_LEVEL": "5"}
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from conftest import REPOSITORY, run_workers  # first: it sets one thread per worker
+from conftest import REPOSITORY, run_workers  # isort: skip - first: it sets one thread per worker
 
-warnings.filterwarnings("ignore")
-
+import numpy as np
 import torch
 import torch.distributed as dist
 from lightning import LightningModule, Trainer
@@ -51,13 +50,13 @@ from ticks.strategy import DDP, Gradients, Parameters, TickStrategy
 from ticks.strategy.sync import Sync
 from ticks.tasks.optimizer import adamw, schedule
 
-console = Console(highlight=False)
-TIMEOUT = 1200.0  # seconds for one measurement's workers
+TIMEOUT = 1200.0  # seconds for the workers of one measurement
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. `passed` is None for one that is reported for information."""
+    """One figure. `passed` is None where there is no target: for information."""
 
     name: str
     figure: float
@@ -67,16 +66,14 @@ class Row:
     note: str
 
 
-def at_most(limit: float, name: str, figure: float, unit: str, note: str) -> Row:
-    return Row(name, figure, unit, f"at most {limit:g}", figure <= limit, note)
-
-
-def at_least(limit: float, name: str, figure: float, unit: str, note: str) -> Row:
-    return Row(name, figure, unit, f"at least {limit:g}", figure >= limit, note)
-
-
-def information(name: str, figure: float, unit: str, note: str) -> Row:
-    return Row(name, figure, unit, "", None, note)
+def row(
+    name: str, figure: float, unit: str, note: str, *, at_most: float | None = None, at_least: float | None = None
+) -> Row:
+    if at_most is not None:
+        return Row(name, float(figure), unit, f"at most {at_most:g}", round(figure, 3) <= at_most, note)
+    if at_least is not None:
+        return Row(name, float(figure), unit, f"at least {at_least:g}", round(figure, 3) >= at_least, note)
+    return Row(name, float(figure), unit, "", None, note)
 
 
 def seconds_of(action: Callable[[], Any]) -> float:
@@ -85,19 +82,8 @@ def seconds_of(action: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def quiet_trainer(strategy: TickStrategy | DDP, workers: int, **options: Any) -> Trainer:
-    """A Trainer that prints nothing, evaluates nothing and writes nothing unless `options` say so."""
-    defaults: dict[str, Any] = {
-        "max_epochs": -1,
-        "logger": False,
-        "limit_val_batches": 0,
-        "num_sanity_val_steps": 0,
-        "use_distributed_sampler": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "enable_checkpointing": False,
-    }
-    return Trainer(accelerator="cpu", devices=workers, strategy=strategy, **(defaults | options))
+def spread(ratios: np.ndarray) -> str:
+    return f"single pairs {ratios.min():.2f} to {ratios.max():.2f}"
 
 
 # ---- tick --------------------------------------------------------------------------------------------------------
@@ -126,15 +112,21 @@ class OnlyParameters(LightningModule):
         return [torch.zeros(1)]
 
 
+def quiet_trainer(strategy: TickStrategy | DDP, workers: int, **options: Any) -> Trainer:
+    """A Trainer that prints nothing, evaluates nothing and writes nothing unless `options` say so."""
+    defaults: dict[str, Any] = {"logger": False, "limit_val_batches": 0, "num_sanity_val_steps": 0, "max_epochs": -1}
+    defaults |= dict.fromkeys(("enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
+    return Trainer(accelerator="cpu", devices=workers, strategy=strategy, **(defaults | options))
+
+
 class TimedTicks(TickStrategy):
-    """Beside every tick, before and after it in turn, a bare all-reduce of as many numbers."""
+    """Beside every tick, before it and after it in turn, a bare all-reduce of as many numbers."""
 
     def __init__(self, sync: Sync) -> None:
         super().__init__(interval=1, sync=sync)
-        self.tick_seconds: list[float] = []
-        self.bare_seconds: list[float] = []
+        self.seconds: list[tuple[float, float]] = []  # of the tick, of the bare all-reduce
         self.gradient_seconds = 0.0
-        self._message: Tensor | None = None
+        self._message: Tensor | None = None  # kept, as the tick's is: fresh memory is slower
 
     def _average_gradients(self) -> None:
         dist.barrier()
@@ -142,21 +134,19 @@ class TimedTicks(TickStrategy):
 
     def _tick(self) -> None:
         if self._message is None:
-            self._message = torch.full((self._buffer().all.numel(),), 0.0)  # kept: fresh memory would be slower
-        measures = [
-            (self.tick_seconds, super()._tick, self.gradient_seconds),
-            (self.bare_seconds, partial(dist.all_reduce, self._message), 0.0),
-        ]
-        for record, action, before in measures if self.step % 2 else measures[::-1]:
+            self._message = torch.full((self._buffer().all.numel(),), 0.0)
+        measured = {}
+        actions = {"tick": super()._tick, "bare": lambda: dist.all_reduce(self._message)}
+        for name in actions if self.step % 2 else reversed(actions):
             dist.barrier()
-            record.append(before + seconds_of(action))
+            measured[name] = seconds_of(actions[name])
+        self.seconds.append((measured["tick"] + self.gradient_seconds, measured["bare"]))
 
 
-def time_ticks(workers: int, sync: Sync, ticks: int) -> tuple[list[float], list[float]]:
-    """Seconds of each tick and of the bare all-reduce beside it, on this worker."""
+def time_ticks(workers: int, sync: Sync, ticks: int) -> list[tuple[float, float]]:
     strategy = TimedTicks(sync)
     quiet_trainer(strategy, workers, max_steps=ticks).fit(OnlyParameters())
-    return strategy.tick_seconds, strategy.bare_seconds
+    return strategy.seconds
 
 
 def bench_tick(ticks: int = 40, warm_up: int = 5) -> Iterator[Row]:
@@ -164,36 +154,34 @@ def bench_tick(ticks: int = 40, warm_up: int = 5) -> Iterator[Row]:
     for sync in (Parameters(), Gradients()):
         for workers in (2, 4):
             outcomes = run_workers(workers, time_ticks, workers, sync, warm_up + ticks, timeout=TIMEOUT)
-            tick, bare = (
-                [max(worker[i][t] for worker in outcomes) for t in range(warm_up, warm_up + ticks)] for i in (0, 1)
-            )
-            ratio = median(t / b for t, b in zip(tick, bare, strict=True))
-            note = f"{median(tick) * 1e3:.0f} ms, bare {median(bare) * 1e3:.0f} ms; {millions:.1f}M parameters"
+            tick, bare = np.max(outcomes, axis=0)[warm_up:].T  # of the slowest worker
+            note = f"{np.median(tick) * 1e3:.0f} ms, bare {np.median(bare) * 1e3:.0f} ms; {millions:.1f}M parameters"
+            ratio = np.median(tick / bare)
             if isinstance(sync, Gradients):
-                yield information(f"tick, gradients (2 messages), {workers} workers", ratio, "x bare", note)
+                yield row(f"tick, gradients (2 messages), {workers} workers", ratio, "x bare", note)
             else:
-                yield at_most(1.10, f"tick, {workers} workers", ratio, "x bare", note)
+                yield row(f"tick, {workers} workers", ratio, "x bare", note, at_most=1.10)
 
 
 # ---- speed -------------------------------------------------------------------------------------------------------
 
 
 def default_run(workers: int, *overrides: str) -> DictConfig:
-    """The configuration that `make train` uses, 8 sequences per worker, nothing but training steps."""
+    """The configuration of `make train`, 8 sequences per worker and batch, nothing but training steps."""
     sizes = [f"trainer.devices={workers}", f"data.global_batch_size={8 * workers}", "trainer.limit_val_batches=0"]
     return compose_strictly(["model=ln_ticks", *sizes, *overrides], REPOSITORY / "configs")
 
 
 def fit(config: DictConfig, callback: Callback) -> None:
-    """Train as train.py does, its record included."""
+    """Train as train.py does, its record included; no checkpoints."""
     torch.manual_seed(0)
     data = build(config.data, "data")
     task = build(config.task, "task", model=build(config.model, "model", vocab_size=data.vocab_size))
-    strategy = build(config.strategy, "strategy")
     with tempfile.TemporaryDirectory() as directory:
         record = Record(directory, tokens_per_step=1, every_n_steps=config.trainer.log_every_n_steps)
-        own = {"strategy": strategy, "callbacks": [record, callback], "logger": [], "default_root_dir": directory}
-        trainer = build(config.trainer, "trainer", enable_checkpointing=False, **own)
+        own = {"callbacks": [record, callback], "logger": [], "default_root_dir": directory}
+        strategy = build(config.strategy, "strategy")
+        trainer = build(config.trainer, "trainer", strategy=strategy, enable_checkpointing=False, **own)
         trainer.fit(task, datamodule=data)
 
 
@@ -205,13 +193,19 @@ class HalfRounds(Callback):
         self.seconds: list[float] = []
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if batch_idx % self.steps == 0:
-            dist.barrier()  # a half starts together, so that a tick waits only for what happened in its own half
+        if trainer.global_step % self.steps == 0:
+            dist.barrier()  # a half starts together: its tick waits for nothing that happened in the other half
             self.started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step % self.steps == 0:
             self.seconds.append(time.perf_counter() - self.started)
+            show_a_dot(trainer)
+
+
+def show_a_dot(trainer: Trainer) -> None:
+    if trainer.is_global_zero:
+        console.print(".", end="")
 
 
 def time_half_rounds(config: DictConfig, steps: int) -> list[float]:
@@ -220,15 +214,14 @@ def time_half_rounds(config: DictConfig, steps: int) -> list[float]:
     return halves.seconds
 
 
-def bench_speed_ticks(interval: int = 64, pairs: int = 5, workers: int = 4) -> Iterator[Row]:
-    steps = 2 * interval * (pairs + 1)
+def bench_speed_ticks(interval: int = 64, pairs: int = 7, workers: int = 4) -> Iterator[Row]:
+    steps = 2 * interval * (1 + pairs)  # the first pair is warm-up
     config = default_run(workers, f"trainer.max_steps={steps}", f"strategy.clock.interval={2 * interval}")
     outcomes = run_workers(workers, time_half_rounds, config, interval, timeout=TIMEOUT)
-    rates = [sum(interval / worker[half] for worker in outcomes) / workers for half in range(2, len(outcomes[0]))]
-    never, ticking = rates[0::2], rates[1::2]
-    ratio = median(t / n for t, n in zip(ticking, never, strict=True))
-    note = f"{median(ticking):.1f} steps/s, never talking {median(never):.1f}; pairs {low_to_high(ticking, never)}"
-    yield at_least(0.95, f"speed, {workers} workers, interval {interval}", ratio, "x never", note)
+    never, ticking = (interval / np.array(outcomes)).mean(axis=0)[2:].reshape(-1, 2).T
+    ratios = ticking / never
+    note = f"{np.median(ticking):.1f} steps/s, never talking {np.median(never):.1f}; {spread(ratios)}"
+    yield row(f"speed, {workers} workers, interval {interval}", np.median(ratios), "x never", note, at_least=0.95)
 
 
 class BareSegments(Callback):
@@ -237,31 +230,29 @@ class BareSegments(Callback):
     def __init__(self, config: DictConfig, steps: int) -> None:
         self.config = config
         self.steps = steps
-        self.trainer_seconds: list[tuple[float, float]] = []  # by the clock, of the processor
-        self.bare_seconds: list[tuple[float, float]] = []
+        self.seconds: list[np.ndarray] = []  # (ours, bare) x (by the clock, of the processor)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         data, task = trainer.datamodule, self.config.task  # type: ignore[attr-defined]
         self.model = build(self.config.model, "model", vocab_size=data.vocab_size)
-        self.optimizer = adamw(
-            self.model, lr=task.lr, weight_decay=task.weight_decay, betas=tuple(task.betas), eps=task.eps
-        )
-        self.scheduler = schedule(
-            self.optimizer,
-            warmup_steps=task.warmup_steps,
-            total_steps=trainer.max_steps,
-            min_ratio=task.min_lr_ratio,
-        )
+        chosen = {"lr": task.lr, "weight_decay": task.weight_decay, "betas": tuple(task.betas), "eps": task.eps}
+        self.optimizer = adamw(self.model, **chosen)
+        shape = {"warmup_steps": task.warmup_steps, "min_ratio": task.min_lr_ratio}
+        self.scheduler = schedule(self.optimizer, total_steps=trainer.max_steps, **shape)
         self.batches = iter(data.train_dataloader())
-        self.started = _clocks()
+        self.started = self.clocks()
+
+    def clocks(self) -> np.ndarray:
+        return np.array([time.perf_counter(), time.process_time()])
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step % self.steps == 0:
-            self.trainer_seconds.append(_since(self.started))
-            started = _clocks()
+            between = self.clocks()
             self.bare_steps()
-            self.bare_seconds.append(_since(started))
-            self.started = _clocks()
+            now = self.clocks()
+            self.seconds.append(np.stack([between - self.started, now - between]))
+            show_a_dot(trainer)
+            self.started = self.clocks()
 
     def bare_steps(self) -> None:
         for batch in (next(self.batches) for _ in range(self.steps)):
@@ -273,128 +264,105 @@ class BareSegments(Callback):
             self.scheduler.step()
 
 
-def _clocks() -> tuple[float, float]:
-    return time.perf_counter(), time.process_time()
-
-
-def _since(then: tuple[float, float]) -> tuple[float, float]:
-    now = _clocks()
-    return now[0] - then[0], now[1] - then[1]
-
-
-def time_segments(config: DictConfig, steps: int) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+def time_segments(config: DictConfig, steps: int) -> list[np.ndarray]:
     segments = BareSegments(config, steps)
     fit(config, segments)
-    return list(zip(segments.trainer_seconds, segments.bare_seconds, strict=True))
+    return segments.seconds
 
 
-def bench_speed_bare(steps: int = 60, segments: int = 9) -> Iterator[Row]:
-    config = default_run(1, f"trainer.max_steps={steps * (segments + 1)}")
-    [pairs] = run_workers(1, time_segments, config, steps, timeout=TIMEOUT)
-    ours, bare, ours_cpu, bare_cpu = ([steps / pair[i][c] for pair in pairs[1:]] for c in (0, 1) for i in (0, 1))
+def bench_speed_bare(steps: int = 40, segments: int = 21) -> Iterator[Row]:
+    config = default_run(1, f"trainer.max_steps={steps * (1 + segments)}")
+    [seconds] = run_workers(1, time_segments, config, steps, timeout=TIMEOUT)
+    rates = steps / np.array(seconds)[1:]  # the first segment is warm-up
+    ours, bare = np.median(rates[:, :, 0], axis=0)
+    ratios = rates[:, 0] / rates[:, 1]
+    ratio, ratio_of_processor_time = np.median(ratios, axis=0)
     note = (
-        f"{median(ours):.1f} steps/s, bare loop {median(bare):.1f}; pairs {low_to_high(ours, bare)};"
-        f" {median(o / b for o, b in zip(ours_cpu, bare_cpu, strict=True)):.3f} in processor time"
+        f"{ours:.1f} steps/s, bare loop {bare:.1f}; {spread(ratios[:, 0])};"
+        f" {ratio_of_processor_time:.3f} in processor time"
     )
-    ratio = median(o / b for o, b in zip(ours, bare, strict=True))
-    yield at_least(0.95, "speed, 1 worker, whole machinery", ratio, "x bare loop", note)
-
-
-def low_to_high(some: list[float], others: list[float]) -> str:
-    ratios = sorted(s / o for s, o in zip(some, others, strict=True))
-    return f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+    yield row("speed, 1 worker, whole machinery", ratio, "x bare loop", note, at_least=0.95)
 
 
 # ---- startup -----------------------------------------------------------------------------------------------------
 
 
 def bench_startup(times: int = 5) -> Iterator[Row]:
-    for arguments, exit_code in {"--help": 0, "seeed=1": 2}.items():
-        seconds, processor = [], []
+    for argument, exit_code in {"--help": 0, "seeed=1": 2}.items():
+        seconds = []
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         for _ in range(times):
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            command = [sys.executable, "train.py", arguments]
             start = time.perf_counter()
-            code = subprocess.run(command, cwd=REPOSITORY, capture_output=True).returncode
+            done = subprocess.run([sys.executable, "train.py", argument], cwd=REPOSITORY, capture_output=True)
             seconds.append(time.perf_counter() - start)
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            processor.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-            if code != exit_code:
-                raise RuntimeError(f"train.py {arguments} left with exit code {code}, not {exit_code}")
-        note = f"{min(seconds):.2f} to {max(seconds):.2f} s; {median(processor):.2f} s of processor time"
-        yield at_most(1.5, f"startup, train.py {arguments}", median(seconds), "s", note)
+            if done.returncode != exit_code:
+                raise RuntimeError(f"train.py {argument} left with exit code {done.returncode}, not {exit_code}")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        processor = (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / times
+        note = f"{min(seconds):.2f} to {max(seconds):.2f} s; {processor:.2f} s of processor time"
+        yield row(f"startup, train.py {argument}", np.median(seconds), "s", note, at_most=1.5)
 
 
 # ---- memory ------------------------------------------------------------------------------------------------------
 
 
-def peak_bytes(strategy: TickStrategy | DDP, occasion: str) -> int:
-    """The most tensor memory that a short fit holds at once, beyond the module itself; from torch's profiler."""
+def peak_bytes(strategy: TickStrategy | DDP, options: dict[str, Any]) -> int:
+    """The most tensor memory that a short fit holds at once, beyond the module itself, from torch's profiler."""
     module = OnlyParameters()
     with tempfile.TemporaryDirectory() as directory:
-        options: dict[str, Any] = {"max_steps": 8, "default_root_dir": directory}
-        if occasion == "validation":
-            options |= {"limit_val_batches": 1, "val_check_interval": 3, "check_val_every_n_epoch": None}
-        if occasion == "checkpoint":
-            options |= {"enable_checkpointing": True, "callbacks": [ModelCheckpoint(directory, every_n_train_steps=3)]}
+        where = {"default_root_dir": directory}
+        if options.get("enable_checkpointing"):
+            where["callbacks"] = [ModelCheckpoint(directory, every_n_train_steps=3)]
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            quiet_trainer(strategy, 2, **options).fit(module)
+            quiet_trainer(strategy, 2, max_steps=8, **options, **where).fit(module)
         trace = Path(directory) / "trace.json"
         profiler.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text())["traceEvents"]
-    held = peak = 0
-    for event in sorted((e for e in events if e["name"] == "[memory]"), key=lambda e: e["ts"]):
-        held += event["args"]["Bytes"]
-        peak = max(peak, held)
-    return peak
-
-
-def peaks(occasion: str) -> tuple[int, int]:
-    return peak_bytes(TickStrategy(interval=2), occasion), peak_bytes(DDP(), occasion)
+    return max(event["args"]["Total Allocated"] for event in events if event["name"] == "[memory]")
 
 
 def bench_memory() -> Iterator[Row]:
     size = 4 * sum(p.numel() for p in OnlyParameters().parameters())
-    for occasion in ("training", "validation", "checkpoint"):
-        ours, ddp = (max(worker) for worker in zip(*run_workers(2, peaks, occasion, timeout=TIMEOUT), strict=True))
-        name = "memory" if occasion == "training" else f"memory, {occasion} in the middle of a round"
-        note = f"peak beyond the module {ours / size:.2f} copies, DDP {ddp / size:.2f}; the gradients are one of them"
-        yield at_most(1.0, name, (ours - ddp) / size, "copies", note)
+    occasions: dict[str, dict[str, Any]] = {  # with a tick every 2 steps, what comes every 3 meets a round's middle
+        "memory": {},
+        "memory, validation within a round": {"limit_val_batches": 1, "val_check_interval": 3},
+        "memory, checkpoint within a round": {"enable_checkpointing": True},
+    }
+    for name, options in occasions.items():
+        options["check_val_every_n_epoch"] = None
+        ours = max(run_workers(2, peak_bytes, TickStrategy(interval=2), options, timeout=TIMEOUT)) / size
+        ddp = min(run_workers(2, peak_bytes, DDP(), options, timeout=TIMEOUT)) / size
+        note = f"beyond the module {ours:.2f} copies, DDP {ddp:.2f}; the gradients are one of them"
+        yield row(name, ours - ddp, "copies", note, at_most=1.0)
 
 
 # ---- all of them -------------------------------------------------------------------------------------------------
 
 BENCHMARKS: dict[str, Callable[[], Iterator[Row]]] = {
-    "tick": bench_tick,
-    "speed_ticks": bench_speed_ticks,
-    "speed_bare": bench_speed_bare,
-    "startup": bench_startup,
-    "memory": bench_memory,
+    name: globals()[f"bench_{name}"] for name in ("tick", "speed_ticks", "speed_bare", "startup", "memory")
 }
 
 
 def measure(name: str) -> Iterator[Row]:
     """The rows of one benchmark as they come; one that fails instead of measuring is a row too."""
-    start = time.perf_counter()
     console.print(f"{name} ...")
     try:
-        for row in BENCHMARKS[name]():
-            console.print(f"  {row.name}: {row.figure:.3f} {row.unit}  ({row.note})")
-            yield row
+        for measured in BENCHMARKS[name]():
+            console.print(f"  {measured.name}: {measured.figure:.3f} {measured.unit} ({measured.note})")
+            yield measured
     except Exception as error:
         console.print_exception()
         yield Row(name, float("nan"), "", "", False, f"{type(error).__name__}: {error}".splitlines()[0])
-    console.print(f"  {time.perf_counter() - start:.0f} s")
 
 
 def show(rows: list[Row]) -> None:
     table = Table("measured", "figure", "target", "", "note")
-    for row in rows:
-        verdict = {True: "[green]PASS", False: "[red]FAIL", None: "for information"}[row.passed]
-        table.add_row(row.name, f"{row.figure:.3f} {row.unit}", row.target, verdict, row.note)
+    for line in rows:
+        verdict = {True: "[green]PASS", False: "[red]FAIL", None: "for information"}[line.passed]
+        table.add_row(line.name, f"{line.figure:.3f} {line.unit}", line.target, verdict, line.note)
     console.print(table)
-    failed = [row.name for row in rows if row.passed is False]
-    console.print(f"[red]{len(failed)} missed: {'; '.join(failed)}" if failed else "[green]every target is met")
+    missed = [line.name for line in rows if line.passed is False]
+    console.print(f"[red]{len(missed)} missed: {'; '.join(missed)}" if missed else "[green]every target is met")
 
 
 def main() -> None:
@@ -404,13 +372,16 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(BENCHMARKS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; valid: {', '.join(BENCHMARKS)}")
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     load = os.getloadavg()[0]
     console.print(f"torch {torch.__version__}, {os.cpu_count()} processors, load before the start {load:.1f}")
     build(default_run(1).data, "data").prepare_data()
-    rows = [row for name in arguments.names or BENCHMARKS for row in measure(name)]
+    rows = [measured for name in arguments.names or BENCHMARKS for measured in measure(name)]
     show(rows)
     if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=2))
+        arguments.json.write_text(json.dumps([asdict(line) for line in rows], indent=2))
 
 
 if __name__ == "__main__":

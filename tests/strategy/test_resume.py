@@ -188,7 +188,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(victim: str
 def test_worker_files_of_removed_checkpoints_go_with_them(tmp_path: Path) -> None:
     def job() -> None:
         pl.seed_everything(0, verbose=False)
-        saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, monitor="step", mode="max", save_top_k=2)
+        saver = ModelCheckpoint(
+            tmp_path, filename="{step}", every_n_train_steps=2, monitor="step", mode="max", save_top_k=2
+        )
         trainer_for(STRATEGIES["gradients"](), 2, steps=8, callbacks=[saver], enable_checkpointing=True).fit(Toy())
 
     run_workers(2, job)

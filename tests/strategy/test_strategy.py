@@ -31,7 +31,9 @@ def train(strategy: Any, n: int, steps: int, module: dict[str, Any], options: di
     }
 
 
-def workers(strategy: Any, n: int = 2, steps: int = 20, *, options: dict[str, Any] | None = None, **module: Any) -> list:
+def workers(
+    strategy: Any, n: int = 2, steps: int = 20, *, options: dict[str, Any] | None = None, **module: Any
+) -> list:
     return run_workers(n, train, strategy, n, steps, module, options or {})
 
 

@@ -80,7 +80,9 @@ class Snapshots(Callback):
         self.after[trainer.global_step] = flat(pl_module)
 
 
-def trainer_for(strategy: Any, n: int, *, steps: int, callbacks: list[Callback] | None = None, **options: Any) -> Trainer:
+def trainer_for(
+    strategy: Any, n: int, *, steps: int, callbacks: list[Callback] | None = None, **options: Any
+) -> Trainer:
     defaults = {
         "accelerator": "cpu",
         "max_steps": steps,

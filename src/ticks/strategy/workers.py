@@ -1,5 +1,6 @@
 """What every strategy here shares, whatever its workers say to each other: launching, stopping, exact resume."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -11,13 +12,14 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
 
 from ticks.strategy import checkpoint as files
 from ticks.strategy.launch import WorkerLauncher
 from ticks.strategy.ledger import Ledger
 from ticks.strategy.shutdown import Heartbeat, Stopped, leave, quieten
+
+log = logging.getLogger(__name__)
 
 
 class WorkerStrategy(DDPStrategy):
@@ -238,8 +240,8 @@ class WorkerStrategy(DDPStrategy):
             self._worker_state, self.dropped = files.load_worker(
                 checkpoint_path, checkpoint, self.global_rank, self.world_size
             )
-            if self.dropped:
-                rank_zero_info(f"{checkpoint_path}: {self.dropped}")
+            if self.dropped and self.is_global_zero:
+                log.warning("%s: %s", checkpoint_path, self.dropped)
         return checkpoint
 
     def load_optimizer_state_dict(self, checkpoint: Any) -> None:

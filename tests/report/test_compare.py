@@ -1,0 +1,127 @@
+"""Runs side by side: the table, the figure, and one clear message where there is nothing to show."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ticks.config import ConfigError
+from ticks.report import summary
+from ticks.report.compare import figure, load_runs, show_runs
+from ticks.report.record import MetricsFile
+
+FINISHED = {
+    "status": "finished", "strategy": "ticks", "interval": 8, "sync": "gradients", "wire": "fp32", "norm": "rms_norm",
+    "adapter": "none", "world_size": 4, "steps": 640, "val_bits_per_byte": 2.345, "bytes_sent_per_worker": 12_300_000,
+    "steps_per_second": 7.5,
+}  # fmt: skip
+
+
+def run(directory: Path, bits: list[float] | None = None, *, sent: int = 10**6, **about: Any) -> Path:
+    directory.mkdir(parents=True)
+    summary.write(directory, FINISHED | about)
+    file = MetricsFile(directory / "metrics.csv")
+    for i, value in enumerate(bits or []):
+        file.append({"step": 10 * i, "bytes_sent": sent * i, "val/bits_per_byte": value})
+        file.append({"step": 10 * i + 5, "bytes_sent": sent * i, "train/loss": 1.0})
+    return directory
+
+
+def drawn(runs: list, tmp_path: Path) -> Any:
+    """The figure object, as `figure` draws it before it is closed."""
+    from matplotlib import pyplot as plt
+
+    kept: list[Any] = []
+    original, plt.close = plt.close, kept.append
+    try:
+        figure(runs, tmp_path / "figure.png")
+    finally:
+        plt.close = original
+    plt.close(kept[0])
+    return kept[0]
+
+
+def test_a_figure_is_a_picture_with_something_on_it(tmp_path: Path) -> None:
+    from matplotlib import image
+
+    runs = [run(tmp_path / "a", [8.0, 4.0, 3.0]), run(tmp_path / "b", [8.0, 3.5, 2.5], strategy="ddp", sent=10**8)]
+    out = tmp_path / "new" / "folder" / "figure.png"
+    figure(load_runs(runs), out)
+    pixels = image.imread(out)[..., :3].reshape(-1, 3)
+    assert len(pixels) > 100_000
+    coloured = pixels.max(axis=1) - pixels.min(axis=1) > 0.3
+    assert coloured.sum() > 500  # lines, not only axes
+
+
+def test_a_figure_shows_every_run_against_mb_sent_and_against_steps(tmp_path: Path) -> None:
+    runs = [run(tmp_path / "a", [8.0, 4.0, 3.0]), run(tmp_path / "b", [8.0, 3.5, 2.5], strategy="ddp", sent=10**8)]
+    left, right = drawn(load_runs(runs), tmp_path).axes
+    assert [line.get_xdata().tolist() for line in left.lines] == [[1.0, 2.0], [100.0, 200.0]]
+    assert [line.get_xdata().tolist() for line in right.lines] == [[10, 20], [10, 20]]
+    assert [line.get_ydata().tolist() for line in right.lines] == [[4.0, 3.0], [3.5, 2.5]]
+    assert [text.get_text() for text in right.get_legend().get_texts()] == ["gradients, interval 8", "DDP"]
+    assert left.get_xscale() == "log"
+
+
+def test_runs_are_found_below_a_multiruns_directory(tmp_path: Path) -> None:
+    for number in (0, 1, 2):
+        run(tmp_path / "multirun" / str(number))
+    assert [found.directory.name for found in load_runs([tmp_path / "multirun"])] == ["0", "1", "2"]
+
+
+def test_the_table_has_a_line_for_every_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    run(tmp_path / "good")
+    run(tmp_path / "broken", status="failed", val_bits_per_byte=None, bytes_sent_per_worker=None, steps_per_second=None)
+    show_runs(load_runs([tmp_path / "good", tmp_path / "broken"]))
+    good, broken = (line.split() for line in capsys.readouterr().out.splitlines() if "rms_norm" in line)
+    assert [cell for cell in good if cell not in "│┃|"] == (
+        ["good", "gradients,", "interval", "8", "rms_norm", "none", "4", "640", "2.345", "12.3", "MB", "7.50"]
+    )
+    assert "(failed)" in broken
+
+
+def test_a_run_that_failed_before_its_first_row_is_listed_too(tmp_path: Path) -> None:
+    run(tmp_path / "a", status="failed")
+    assert not (tmp_path / "a" / "metrics.csv").exists()
+    assert load_runs([tmp_path / "a"])[0].rows == []
+
+
+def test_a_directory_without_a_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no run in '.*nowhere': no summary\.json there or below it"):
+        load_runs([tmp_path / "nowhere"])
+
+
+def test_no_directory_at_all_says_how_to_give_one() -> None:
+    with pytest.raises(ConfigError, match="give run directories: ticks report"):
+        load_runs([])
+
+
+def test_a_damaged_summary_is_named(tmp_path: Path) -> None:
+    (run(tmp_path / "a") / "summary.json").write_text('{"status": ')
+    with pytest.raises(ConfigError, match=r"a/summary\.json cannot be read"):
+        load_runs([tmp_path / "a"])
+
+
+@pytest.mark.parametrize("bits", [[], [8.0], [8.0, 4.0]])
+def test_runs_without_two_evaluations_in_training_draw_nothing(tmp_path: Path, bits: list[float]) -> None:
+    runs = load_runs([run(tmp_path / "a", bits)])
+    with pytest.raises(ConfigError, match="nothing to draw: no run has two evaluations during training"):
+        figure(runs, tmp_path / "figure.png")
+    assert not (tmp_path / "figure.png").exists()
+
+
+@pytest.mark.parametrize("name", ["figure.pgn", "figure"])
+def test_a_picture_format_nobody_knows_is_refused(tmp_path: Path, name: str) -> None:
+    runs = load_runs([run(tmp_path / "a", [8.0, 4.0, 3.0])])
+    with pytest.raises(ConfigError, match=rf"out=.*{name}: '.*' is no picture format.*valid: .*png"):
+        figure(runs, tmp_path / name)
+
+
+def test_a_missing_matplotlib_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ConfigError, match=r'figures need matplotlib: pip install -e "\.\[figures\]"'):
+        figure(load_runs([run(tmp_path / "a", [8.0, 4.0, 3.0])]), tmp_path / "figure.png")

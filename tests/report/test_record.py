@@ -1,0 +1,164 @@
+"""metrics.csv: every row stays, new metrics become new columns, steps done again replace the old."""
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from tests.conftest import run_workers
+from ticks.report.record import FIRST_COLUMNS, MetricsFile, Record
+from ticks.strategy import TickStrategy
+from ticks.tasks import LanguageModeling
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# ---- the file -----------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_appended(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.csv")
+    for step in (1, 2, 3):
+        file.append({"step": step, "tokens": 10 * step, "seconds": 0.5, "bytes_sent": 0})
+    assert [row["tokens"] for row in rows_of(file.path)] == ["10", "20", "30"]
+    assert list(rows_of(file.path)[0]) == FIRST_COLUMNS
+    assert file.rows() == rows_of(file.path)
+
+
+def test_a_new_metric_becomes_a_new_column_and_no_row_is_lost(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.csv")
+    file.append({"step": 1, "train/loss": 3.0})
+    file.append({"step": 2, "val/loss": 2.5, "train/loss": 2.0})
+    file.append({"step": 3})
+    assert [(r["step"], r["train/loss"], r["val/loss"]) for r in rows_of(file.path)] == [
+        ("1", "3.0", ""),
+        ("2", "2.0", "2.5"),
+        ("3", "", ""),
+    ]
+    assert list(rows_of(file.path)[0]) == [*FIRST_COLUMNS, "train/loss", "val/loss"]
+
+
+def test_a_file_is_continued_where_it_stopped(tmp_path: Path) -> None:
+    MetricsFile(tmp_path / "metrics.csv").append({"step": 1, "val/loss": 2.5})
+    again = MetricsFile(tmp_path / "metrics.csv")
+    again.append({"step": 2, "val/loss": 2.0})
+    again.append({"step": 3, "lr": 0.1})
+    assert [(r["step"], r["val/loss"], r["lr"]) for r in rows_of(again.path)] == [
+        ("1", "2.5", ""),
+        ("2", "2.0", ""),
+        ("3", "", "0.1"),
+    ]
+
+
+def test_forgetting_drops_the_later_rows_only(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.csv")
+    for step in (1, 5, 9, 10, 11):
+        file.append({"step": step, "train/loss": step})
+    file.forget_after(9)
+    assert [row["step"] for row in rows_of(file.path)] == ["1", "5", "9"]
+    file.append({"step": 10, "train/loss": 0.5})
+    assert rows_of(file.path)[-1]["train/loss"] == "0.5"
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_forgetting_in_a_new_run_is_no_error(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.csv")
+    file.forget_after(0)
+    assert file.rows() == []
+
+
+# ---- the callback -------------------------------------------------------------------------------------------------
+
+
+class Table(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(torch.randn(4, 4, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.rows[tokens]
+
+
+class SlowEvaluation(pl.Callback):
+    def on_validation_batch_end(self, *args: Any) -> None:
+        time.sleep(0.3)
+
+
+def batches(n: int) -> DataLoader:
+    tokens = torch.arange(8).view(2, 4) % 4
+    return DataLoader([{"x": tokens, "y": tokens}] * n, batch_size=None)
+
+
+def fit(
+    directory: Path, *, steps: int, resume: Path | None = None, strategy: Any = "auto", devices: int = 1, every: int = 2
+) -> tuple[pl.Trainer, Record]:
+    record = Record(directory, tokens_per_step=8, every_n_steps=every)
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=devices, strategy=strategy, max_steps=steps, max_epochs=-1, val_check_interval=4,
+        check_val_every_n_epoch=None, num_sanity_val_steps=0, callbacks=[record, SlowEvaluation()], logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
+        default_root_dir=directory, use_distributed_sampler=False,
+    )  # fmt: skip
+    trainer.fit(LanguageModeling(Table(), warmup_steps=0), batches(100), batches(1), ckpt_path=resume)
+    trainer.save_checkpoint(directory / "end.ckpt")
+    return trainer, record
+
+
+def test_a_run_leaves_its_losses_its_rate_and_its_measures(tmp_path: Path) -> None:
+    fit(tmp_path, steps=9)
+    rows = rows_of(tmp_path / "metrics.csv")
+    assert [(r["step"], r["tokens"]) for r in rows if r["train/loss"]] == [(str(s), str(8 * s)) for s in (2, 4, 6, 8)]
+    assert [r["step"] for r in rows if r["val/loss"]] == ["4", "8"]
+    assert all(float(r["lr"]) > 0 for r in rows if r["train/loss"])
+    losses = [float(r["train/loss"]) for r in rows if r["train/loss"]]
+    assert losses == sorted(losses, reverse=True)
+    assert next(r for r in rows if r["val/loss"])["val/bits_per_byte"]
+
+
+def test_seconds_are_those_of_training_without_evaluation(tmp_path: Path) -> None:
+    _, record = fit(tmp_path, steps=9)
+    seconds = [float(row["seconds"]) for row in rows_of(tmp_path / "metrics.csv")]
+    assert seconds == sorted(seconds)
+    assert 0 < record.seconds() < 0.6  # the two evaluations alone took that
+    assert record.seconds() == record.seconds()  # training is over
+
+
+def test_a_resumed_run_replaces_the_steps_it_does_again_and_keeps_counting(tmp_path: Path) -> None:
+    _, first = fit(tmp_path, steps=6, every=1)
+    MetricsFile(tmp_path / "metrics.csv").append({"step": 7, "train/loss": 99.0})  # after the checkpoint
+    _, second = fit(tmp_path, steps=10, resume=tmp_path / "end.ckpt", every=1)
+    rows = rows_of(tmp_path / "metrics.csv")
+    assert [r["step"] for r in rows if r["train/loss"]] == [str(step) for step in range(1, 11)]
+    assert "99.0" not in [r["train/loss"] for r in rows]
+    assert second.seconds() > first.seconds()
+
+
+def _two_workers(directory: Path) -> tuple[int, bool]:
+    trainer, _ = fit(directory, steps=9, strategy=TickStrategy(interval=4), devices=2, every=1)
+    return trainer.global_rank, trainer.is_global_zero
+
+
+def test_ticks_and_what_was_sent_are_recorded_by_worker_0_alone(tmp_path: Path) -> None:
+    run_workers(2, _two_workers, tmp_path)
+    rows = rows_of(tmp_path / "metrics.csv")
+    assert [r["step"] for r in rows if r["tick/loss"]] == ["4", "8", "9"]
+    assert [r["step"] for r in rows if r["train/loss"]] == [str(step) for step in range(1, 10)]  # once each
+    sent = [int(r["bytes_sent"]) for r in rows]
+    assert sent == sorted(sent)
+    assert sent[0] == 0 < sent[-1]
+    ticks = [r for r in rows if r["tick/loss"]]
+    assert all(float(r["tick/bytes_sent"]) == int(r["bytes_sent"]) for r in ticks)
+
+
+@pytest.mark.parametrize("every", [0, -3])
+def test_recording_every_zero_steps_is_every_step(tmp_path: Path, every: int) -> None:
+    assert Record(tmp_path, tokens_per_step=1, every_n_steps=every).every_n_steps == 1

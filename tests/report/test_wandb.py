@@ -1,0 +1,118 @@
+"""Weights & Biases without a network: one id per run directory, the configuration where sweeps cannot reach it, and
+failures that are told. What was logged is read back from W&B's own file."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import run_workers
+from ticks.report import wandb as ours
+
+
+def _runs(run_dir: str, config: dict[str, Any], exit_codes: list[int]) -> list[str]:
+    """The ids of one W&B run per exit code, all in the same directory, as if each resumed the one before."""
+    os.environ |= {"WANDB_SILENT": "true", "WANDB_MODE": "offline"}
+    ids = []
+    for step, exit_code in enumerate(exit_codes):
+        logger = ours.wandb_logger(run_dir=run_dir, name="a run", tags=["test"], project="trial")
+        ours.log_config([logger], config, {"trainer.max_steps": "4"})
+        logger.log_metrics({"val/loss": 1.5}, step=step)
+        ids.append(logger.experiment.id)
+        ours.finish(exit_code)
+        import wandb
+
+        assert wandb.run is None
+    wandb.teardown()
+    return ids
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], list[dict[str, Any]]]:
+    run_dir = tmp_path_factory.mktemp("run")
+    config = {"seed": 0, "trainer": {"max_steps": 4}}
+    ((ids),) = run_workers(1, _runs, str(run_dir), config, [1, 0])
+    files = sorted(run_dir.glob("wandb/offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime_ns)
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json"]
+    outputs = [subprocess.run([*command, file], capture_output=True, text=True).stdout for file in files]
+    if not all(output.startswith("{") for output in outputs):
+        pytest.skip("this W&B has no `wandb leet inspect` to read its files back")
+    return ids, [json.loads(output) for output in outputs]
+
+
+def test_a_continued_run_keeps_its_id(logged: Any) -> None:
+    (first, second), summaries = logged
+    assert first == second
+    assert len(summaries) == 2
+
+
+def test_a_failed_run_is_marked_failed_and_a_finished_one_is_not(logged: Any) -> None:
+    _, (failed, finished) = logged
+    assert "fail" in json.dumps(failed["state"])
+    assert "fail" not in json.dumps(finished["state"])
+
+
+def test_the_resolved_configuration_lies_under_a_key_of_its_own(logged: Any) -> None:
+    text = json.dumps(logged[1][0])
+    assert '"resolved' in text
+    assert "sweep_coordinates" in text
+    config = logged[1][0]["config"]
+    assert not {"seed", "trainer", "trainer.max_steps"} & config.keys()
+
+
+def test_metrics_arrive(logged: Any) -> None:
+    assert "val/loss" in json.dumps(logged[1][0])
+
+
+def test_another_directory_is_another_run(tmp_path: Path) -> None:
+    first, second = (ours._run_id(tmp_path / name) for name in "ab")
+    assert first != second
+    assert ours._run_id(tmp_path / "a") == first
+
+
+def test_under_an_agent_the_agents_run_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "of-the-agent")
+    assert ours.wandb_logger(run_dir=str(tmp_path), offline=True)._id == "of-the-agent"
+
+
+@pytest.mark.parametrize(
+    ("environment", "online"),
+    [
+        ({"WANDB_MODE": "offline", "WANDB_API_KEY": "x" * 40}, False),
+        ({"WANDB_MODE": "disabled", "WANDB_API_KEY": "x" * 40}, False),
+        ({"WANDB_MODE": "online", "WANDB_API_KEY": "x" * 40}, True),
+        ({"WANDB_API_KEY": "x" * 40}, True),
+    ],
+)
+def test_a_run_is_online_exactly_if_there_is_a_key(
+    environment: dict[str, str], online: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert ours._has_key() is online
+
+
+def _logger_without_key(run_dir: str, home: str) -> tuple[bool, Any]:
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "NETRC"):
+        os.environ.pop(name, None)
+    os.environ |= {"HOME": home, "WANDB_CONFIG_DIR": home, "WANDB_SILENT": "true"}
+    logger = ours.wandb_logger(run_dir=run_dir)
+    return logger._offline, logger._log_model
+
+
+def test_without_a_key_a_run_is_offline_and_uploads_nothing(tmp_path: Path) -> None:
+    assert run_workers(1, _logger_without_key, str(tmp_path), str(tmp_path)) == [(True, False)]
+
+
+def test_finishing_without_a_run_is_no_error() -> None:
+    ours.finish(1)
+
+
+def test_other_loggers_get_no_configuration() -> None:
+    ours.log_config([object()], {"seed": 0}, {})
