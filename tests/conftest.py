@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
-os.environ.setdefault("WANDB_MODE", "offline")
+for name in ("WANDB_API_KEY", "WANDB_MODE"):
+    os.environ.pop(name, None)
+os.environ["NETRC"] = os.devnull  # no test finds a key of W&B
 
 import lightning.pytorch  # noqa: F401 - once here, so that forked commands need not
 import pytest

@@ -225,7 +225,7 @@ def test_bad_input_gets_one_clear_message_before_any_worker_starts(arguments: st
     assert len([line for line in output.splitlines() if line.strip()]) == 1, output
     for text in BAD_INPUT[arguments]:
         assert text in output
-    assert not list(tmp_path.glob("logs/runs/*/checkpoints"))
+    assert not list(tmp_path.glob("logs/runs/*"))  # and leaves no empty run behind
 
 
 def test_a_running_run_cannot_be_resumed_by_another_process(tmp_path: Path) -> None:
@@ -249,3 +249,19 @@ def test_resuming_with_more_workers_in_a_moved_directory_says_what_was_dropped(
     assert summary_of(moved)["world_size"] == 2
     assert torch.load(moved / "checkpoints" / "final.ckpt", weights_only=True)["global_step"] == 30
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["elsewhere"]
+
+
+def test_wandb_without_a_key_logs_offline_says_so_once_and_finishes(tmp_path: Path) -> None:
+    code, output = run_command(tmp_path, *FAST, "logger=wandb", "test=false", "sample_bytes=0")
+    assert code == 0, output
+    assert output.count("logged offline") == 1
+    (file,) = only_run(tmp_path).glob("wandb/offline-run-*/*.wandb")
+    assert file.stat().st_size > 1000
+    assert (only_run(tmp_path) / "metrics.csv").exists()
+    assert json.loads((only_run(tmp_path) / "wandb_id.json").read_text())["id"] in file.name
+
+
+def test_tensorboard_writes_event_files_into_the_run(tmp_path: Path) -> None:
+    code, output = run_command(tmp_path, *FAST, "logger=tensorboard", "test=false", "sample_bytes=0")
+    assert code == 0, output
+    assert list(only_run(tmp_path).glob("tensorboard/events.out.tfevents.*"))

@@ -60,8 +60,9 @@ def _number(name: str, text: str | None, kind: Callable[[str], float]) -> float:
 
 def evaluate(arguments: list[str]) -> None:
     """Reproduce a run's validation loss from its checkpoint."""
+    from ticks.job import resumed_job
     from ticks.report import summary
-    from ticks.train import resumed_job, run
+    from ticks.train import run
 
     options, overrides = _options(arguments, run=None)
     run_dir = _run_dir(options["run"])
@@ -87,7 +88,7 @@ def generate(arguments: list[str]) -> None:
     from omegaconf import OmegaConf
 
     from ticks.config import build
-    from ticks.train import resumed_job
+    from ticks.job import resumed_job
 
     job = resumed_job(_run_dir(options["run"]), [], mode="eval")
     config = OmegaConf.create(job.config)

@@ -50,8 +50,10 @@ def compose_strictly(overrides: Sequence[str], config_dir: Path) -> DictConfig:
     try:
         with _hydra(config_dir):
             config = compose("train", overrides=list(overrides), return_hydra_config=True)
-            choices = OmegaConf.to_container(config.hydra.runtime.choices)
-            base = compose("train", overrides=_without_overlays(parsed, choices, config_dir))
+            choices: Any = OmegaConf.to_container(config.hydra.runtime.choices)
+            named = {group for group in OVERLAYS if choices.get(group)} | {o.key_or_group for o in parsed}
+            overlaid = not named.isdisjoint(OVERLAYS)
+            base = compose("train", overrides=_without_overlays(parsed, choices, config_dir)) if overlaid else config
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(_explain(error, parsed, config_dir)) from None
     config = _without_hydra(config)
@@ -248,9 +250,11 @@ def build(node: DictConfig | None, path: str, *args: Any, **kwargs: Any) -> Any:
         cause = error.__cause__ or error
         mistakes = (ValueError, TypeError, LookupError, OSError, ImportError)
         if isinstance(cause, mistakes) or type(cause).__name__ == "MisconfigurationException":
+            key = _full_key(error, path)
             about = re.match(r"(\w+)=", str(cause))  # "lr=-1 must not be negative" begins with an argument
-            between = "." if about and about[1] in node else ": "
-            raise ConfigError(f"{_full_key(error, path)}{between}{cause}") from error
+            failed = OmegaConf.select(node, key.removeprefix(path)[1:]) if key != path else node
+            between = "." if about and about[1] in (failed or ()) else ": "
+            raise ConfigError(f"{key}{between}{cause}") from error
         raise
 
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,12 @@ def new_run_directory(name: str) -> Path:
         except FileExistsError:
             continue
     raise ConfigError(f"cannot create a run directory: {RUNS / stem} and its successors exist")
+
+
+def discard_if_empty(run_dir: Path) -> None:
+    """Remove a run directory in which no run began."""
+    if run_dir.is_dir() and {file.name for file in run_dir.iterdir()} <= {".lock", "wandb_id.json"}:
+        shutil.rmtree(run_dir)
 
 
 def find_unfinished(config: DictConfig) -> Path | None:

@@ -12,18 +12,16 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
-import yaml
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from ticks.config import ConfigError, build, check_targets, compose_strictly, digest, plain
-from ticks.run_directory import find_unfinished, load_config, locked, new_run_directory
+from ticks.config import ConfigError, build, check_targets, compose_strictly
+from ticks.job import Job, global_rank, planned_job, relative
+from ticks.run_directory import discard_if_empty, locked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,19 +29,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 USER_MISTAKE = 2  # exit code
-
-
-@dataclass(frozen=True)
-class Job:
-    """What one run is to do. `config` is resolved and plain; `choices` are the names of the chosen groups."""
-
-    mode: str  # "fit" or "eval"
-    config: dict[str, Any]
-    choices: dict[str, str]
-    run_dir: str
-    config_digest: str
-    checkpoint: str | None = None
-    coordinates: dict[str, str] = field(default_factory=dict)
+MULTIRUN = ("-m", "--multirun")
 
 
 def main(config_dir: Path) -> None:
@@ -53,7 +39,7 @@ def main(config_dir: Path) -> None:
         _check_command_line(sys.argv[1:], config_dir)
     except ConfigError as error:
         _die(error)
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: not argument.startswith("-"))  # Hydra wants flags first
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in MULTIRUN)  # Hydra wants it first
     hydra.main(version_base="1.3", config_path=str(config_dir.resolve()), config_name="train")(_hydra_job)()
 
 
@@ -68,7 +54,7 @@ def _check_command_line(arguments: list[str], config_dir: Path) -> None:
     overrides = [a for a in arguments if not a.startswith("-")]
     if not flags:
         compose_strictly(overrides, config_dir)
-    elif set(flags) <= {"-m", "--multirun"} and not any(o.startswith("hydra/") for o in overrides):
+    elif set(flags) <= set(MULTIRUN) and not any(o.startswith("hydra/") for o in overrides):
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -79,113 +65,15 @@ def _check_command_line(arguments: list[str], config_dir: Path) -> None:
 
 def _hydra_job(config: DictConfig) -> None:
     """One job of Hydra's: a single run, or one of a sweep."""
+    run_dir: Path | None = None
     try:
-        job = _plan(config)
+        job = planned_job(config)
+        run_dir = Path(job.run_dir)
         run(job)
     except ConfigError as error:
+        if run_dir is not None:
+            discard_if_empty(run_dir)
         _die(error)
-
-
-def _plan(config: DictConfig) -> Job:
-    """Decide where the run lies and where it starts from."""
-    about = HydraConfig.get()
-    choices = {k: str(v) for k, v in about.runtime.choices.items() if not k.startswith("hydra") and v is not None}
-    coordinates = dict(o.split("=", 1) for o in about.overrides.task if "=" in o)
-    resume = str(config.resume) if config.resume is not None else None
-    if resume == "auto":
-        if _started_by_others():
-            raise ConfigError("resume=auto: every worker was started by itself; name the directory, resume=RUN_DIR")
-        found = find_unfinished(config)
-        if found is None:
-            print("resume=auto: no unfinished run of this configuration; starting a new one", flush=True)
-        resume = str(found) if found else None
-    if resume is not None:  # with auto, the configuration found is the one asked for
-        return resumed_job(Path(resume), [] if config.resume == "auto" else list(about.overrides.task))
-    if about.mode == RunMode.MULTIRUN:
-        run_dir = Path(about.runtime.output_dir)
-    elif _global_rank() == 0:
-        run_dir = new_run_directory(str(config.name))
-    else:
-        run_dir = Path("logs/runs") / "of-worker-0"  # never written to: files are worker 0's
-    return make_job(config, choices, run_dir, coordinates)
-
-
-def make_job(config: DictConfig, choices: dict[str, str], run_dir: Path, coordinates: dict[str, str]) -> Job:
-    """A new run's job. ConfigError if the configuration cannot be resolved."""
-    config_digest = digest(config)
-    config.run_dir = _relative(run_dir)
-    return Job("fit", plain(config), choices, _relative(run_dir), config_digest, None, coordinates)
-
-
-def resumed_job(run_dir: Path, overrides: list[str], mode: str = "fit") -> Job:
-    """Continue (or evaluate) the run in `run_dir` with its own configuration, values of `overrides` put on top."""
-    from ticks.strategy.checkpoint import newest_usable
-
-    config = moved(load_config(run_dir), _relative(run_dir))
-    choices: Any = OmegaConf.to_container(config.pop("choices", OmegaConf.create({})))
-    saved_digest = config.pop("config_digest", None)
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if key == "resume" or choices.get(key) == value:
-            continue
-        if "/" in key or key in choices or not _has(config, key):
-            raise ConfigError(
-                f"{override}: a run is continued with its own configuration ({run_dir}/config.yaml); only values in it"
-                " can be changed, not the chosen groups"
-            )
-        OmegaConf.update(config, key, yaml.safe_load(value))
-    checkpoint, complaints = newest_usable(run_dir / "checkpoints")
-    for complaint in complaints if _global_rank() == 0 else ():
-        print(f"warning: {complaint}; using the one before it", file=sys.stderr, flush=True)
-    if checkpoint is None and (complaints or mode == "eval"):
-        raise ConfigError(f"no usable checkpoint in {run_dir}/checkpoints")
-    if _global_rank() == 0 and mode == "fit":
-        print(f"resuming {run_dir} from {checkpoint or 'its start: no checkpoint was written yet'}", flush=True)
-    return Job(
-        mode,
-        plain(config),
-        choices,
-        _relative(run_dir),
-        saved_digest or digest(config),
-        str(checkpoint) if checkpoint else None,
-    )
-
-
-def moved(config: DictConfig, run_dir: str) -> DictConfig:
-    """A run's resolved configuration with every path below its old directory put below `run_dir`."""
-    old = str(config.run_dir)
-
-    def follow(node: Any) -> Any:
-        if isinstance(node, dict):
-            return {key: follow(value) for key, value in node.items()}
-        if isinstance(node, list):
-            return [follow(value) for value in node]
-        inside = isinstance(node, str) and (node == old or node.startswith(f"{old}/"))
-        return run_dir + node[len(old) :] if inside else node
-
-    return OmegaConf.create(follow(OmegaConf.to_container(config)))
-
-
-def _has(config: DictConfig, key: str) -> bool:
-    parent, _, name = key.rpartition(".")
-    node = OmegaConf.select(config, parent) if parent else config
-    return isinstance(node, DictConfig) and name in node
-
-
-def _relative(path: Path) -> str:
-    path = path.resolve()
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _global_rank() -> int:
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"):
-        if name in os.environ:
-            return int(os.environ[name])
-    return 0
-
-
-def _started_by_others() -> bool:
-    return any(name in os.environ for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
 
 
 # ---- one run -----------------------------------------------------------------------------------------------------
@@ -201,7 +89,7 @@ def run(job: Job) -> dict[str, Any] | None:
     with ExitStack() as stack:
         stack.enter_context(restored_environment())
         stack.enter_context(_sigterm_exits())
-        if _global_rank() == 0 and job.mode == "fit":
+        if global_rank() == 0 and job.mode == "fit":
             Path(job.run_dir).mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(Path(job.run_dir)))
         jobfile = stack.enter_context(tempfile.NamedTemporaryFile("w", prefix="ticks-job-", suffix=".json"))
@@ -227,10 +115,11 @@ class _Run:
         self.job = job
         self.jobfile = jobfile
         self.config = OmegaConf.create(job.config)
-        self.is_zero = _global_rank() == 0
+        self.is_zero = global_rank() == 0
         self.run_dir = Path(job.run_dir)
         self.before: dict[str, float] | None = None
         self.status = "failed"
+        self.began = False  # whether this worker has a summary to keep
         self.agreed_end = False  # whether the other workers end by themselves
 
     def go(self) -> dict[str, Any] | None:
@@ -260,7 +149,7 @@ class _Run:
             self._explain(error)
             raise
         finally:
-            if exit_code and self.is_zero and self.job.mode == "fit" and hasattr(self, "trainer"):
+            if exit_code and self.began:
                 self.summarise()
             wandb.finish(exit_code)
             self._end_workers()
@@ -375,6 +264,7 @@ class _Run:
         trainer, task, data = self.trainer, self.task, self.data
         if self.is_zero:
             self.save_config()
+            self.began = True
             self.status = "running"
             self.summarise()
             self.status = "failed"
@@ -393,7 +283,7 @@ class _Run:
         if not self.is_zero:
             return None
         self.status = "finished"
-        summary = self.summarise(tests=dict(tests), checkpoint=_relative(final))
+        summary = self.summarise(tests=dict(tests), checkpoint=relative(final))
         ledger = self.strategy.ledger
         show_result(
             summary,

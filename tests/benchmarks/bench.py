@@ -20,12 +20,11 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ |= {"TORCH_CPP_LOG_LEVEL": "ERROR", "KINETO_LOG_LEVEL": "5"}
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import REPOSITORY, run_workers  # isort: skip - first: it sets one thread per worker
 
@@ -48,7 +47,6 @@ from ticks.models import DecoderTransformer
 from ticks.report.record import Record
 from ticks.strategy import DDP, Gradients, Parameters, TickStrategy
 from ticks.strategy.sync import Sync
-from ticks.tasks.optimizer import adamw, schedule
 
 TIMEOUT = 1200.0  # seconds for the workers of one measurement
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
@@ -56,34 +54,29 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. `passed` is None where there is no target: for information."""
+    """One figure; for information only if it has no limit, a miss if it is None: measuring failed."""
 
     name: str
-    figure: float
+    figure: float | None
     unit: str
-    target: str
-    passed: bool | None
     note: str
+    at_most: float | None = None
+    at_least: float | None = None
 
+    @property
+    def passed(self) -> bool | None:
+        if self.figure is None:
+            return False
+        if self.at_most is not None:
+            return round(self.figure, 3) <= self.at_most
+        return None if self.at_least is None else round(self.figure, 3) >= self.at_least
 
-def row(
-    name: str, figure: float, unit: str, note: str, *, at_most: float | None = None, at_least: float | None = None
-) -> Row:
-    if at_most is not None:
-        return Row(name, float(figure), unit, f"at most {at_most:g}", round(figure, 3) <= at_most, note)
-    if at_least is not None:
-        return Row(name, float(figure), unit, f"at least {at_least:g}", round(figure, 3) >= at_least, note)
-    return Row(name, float(figure), unit, "", None, note)
-
-
-def seconds_of(action: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
-
-
-def spread(ratios: np.ndarray) -> str:
-    return f"single pairs {ratios.min():.2f} to {ratios.max():.2f}"
+    @property
+    def cells(self) -> tuple[str, str, str, str, str]:
+        figure = "failed" if self.figure is None else f"{self.figure:.3f} {self.unit}"
+        target = f"at most {self.at_most}" if self.at_most else f"at least {self.at_least}" if self.at_least else ""
+        verdict = {True: "[green]PASS", False: "[red]FAIL", None: "for information"}[self.passed]
+        return self.name, figure, target, verdict, self.note
 
 
 # ---- tick --------------------------------------------------------------------------------------------------------
@@ -130,7 +123,9 @@ class TimedTicks(TickStrategy):
 
     def _average_gradients(self) -> None:
         dist.barrier()
-        self.gradient_seconds = seconds_of(super()._average_gradients)
+        start = time.perf_counter()
+        super()._average_gradients()
+        self.gradient_seconds = time.perf_counter() - start
 
     def _tick(self) -> None:
         if self._message is None:
@@ -139,7 +134,9 @@ class TimedTicks(TickStrategy):
         actions = {"tick": super()._tick, "bare": lambda: dist.all_reduce(self._message)}
         for name in actions if self.step % 2 else reversed(actions):
             dist.barrier()
-            measured[name] = seconds_of(actions[name])
+            start = time.perf_counter()
+            actions[name]()
+            measured[name] = time.perf_counter() - start
         self.seconds.append((measured["tick"] + self.gradient_seconds, measured["bare"]))
 
 
@@ -156,11 +153,9 @@ def bench_tick(ticks: int = 40, warm_up: int = 5) -> Iterator[Row]:
             outcomes = run_workers(workers, time_ticks, workers, sync, warm_up + ticks, timeout=TIMEOUT)
             tick, bare = np.max(outcomes, axis=0)[warm_up:].T  # of the slowest worker
             note = f"{np.median(tick) * 1e3:.0f} ms, bare {np.median(bare) * 1e3:.0f} ms; {millions:.1f}M parameters"
-            ratio = np.median(tick / bare)
-            if isinstance(sync, Gradients):
-                yield row(f"tick, gradients (2 messages), {workers} workers", ratio, "x bare", note)
-            else:
-                yield row(f"tick, {workers} workers", ratio, "x bare", note, at_most=1.10)
+            ratio = float(np.median(tick / bare))
+            what, limit = ("tick, gradients", None) if isinstance(sync, Gradients) else ("tick", 1.10)
+            yield Row(f"{what}, {workers} workers", ratio, "x bare", note, at_most=limit)
 
 
 # ---- speed -------------------------------------------------------------------------------------------------------
@@ -172,86 +167,90 @@ def default_run(workers: int, *overrides: str) -> DictConfig:
     return compose_strictly(["model=ln_ticks", *sizes, *overrides], REPOSITORY / "configs")
 
 
-def fit(config: DictConfig, callback: Callback) -> None:
-    """Train as train.py does, its record included; no checkpoints."""
+class Segments(Callback):
+    """Seconds of the run's segments, each `steps` steps long: (what was timed) x (by the clock, of the processor)."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.seconds: list[np.ndarray] = []
+
+    def clocks(self) -> np.ndarray:
+        return np.array([time.perf_counter(), time.process_time()])
+
+    def record(self, trainer: Trainer, *seconds: np.ndarray) -> None:
+        self.seconds.append(np.stack(seconds))
+        if trainer.is_global_zero:
+            console.print(".", end="")
+
+
+def fit(config: DictConfig, segments: Segments) -> list[np.ndarray]:
+    """Train as train.py does, its record included, but without checkpoints."""
     torch.manual_seed(0)
     data = build(config.data, "data")
     task = build(config.task, "task", model=build(config.model, "model", vocab_size=data.vocab_size))
     with tempfile.TemporaryDirectory() as directory:
         record = Record(directory, tokens_per_step=1, every_n_steps=config.trainer.log_every_n_steps)
-        own = {"callbacks": [record, callback], "logger": [], "default_root_dir": directory}
+        own = {"callbacks": [record, segments], "logger": [], "default_root_dir": directory}
         strategy = build(config.strategy, "strategy")
         trainer = build(config.trainer, "trainer", strategy=strategy, enable_checkpointing=False, **own)
         trainer.fit(task, datamodule=data)
+    return segments.seconds
 
 
-class HalfRounds(Callback):
-    """Seconds of the first half of every round, which has no tick, and of the second, which ends with one."""
+def compare(ours: np.ndarray, others: np.ndarray, what: str) -> tuple[float, str]:
+    """The median ratio of rates (pairs, clocks) by the clock, and a note."""
+    (ratio, of_processor), pairs = np.median(ours / others, axis=0), (ours / others)[:, 0]
+    note = (
+        f"{np.median(ours[:, 0]):.1f} steps/s, {what} {np.median(others[:, 0]):.1f};"
+        f" single pairs {pairs.min():.2f} to {pairs.max():.2f}; {of_processor:.3f} in processor time"
+    )
+    return float(ratio), note
 
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-        self.seconds: list[float] = []
 
-    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+class HalfRounds(Segments):
+    """The first half of every round, which has no tick, and the second, which ends with one."""
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step % self.steps == 0:
             dist.barrier()  # a half starts together: its tick waits for nothing that happened in the other half
-            self.started = time.perf_counter()
+            self.started = self.clocks()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step % self.steps == 0:
-            self.seconds.append(time.perf_counter() - self.started)
-            show_a_dot(trainer)
-
-
-def show_a_dot(trainer: Trainer) -> None:
-    if trainer.is_global_zero:
-        console.print(".", end="")
-
-
-def time_half_rounds(config: DictConfig, steps: int) -> list[float]:
-    halves = HalfRounds(steps)
-    fit(config, halves)
-    return halves.seconds
+            self.record(trainer, self.clocks() - self.started)
 
 
 def bench_speed_ticks(interval: int = 64, pairs: int = 7, workers: int = 4) -> Iterator[Row]:
     steps = 2 * interval * (1 + pairs)  # the first pair is warm-up
     config = default_run(workers, f"trainer.max_steps={steps}", f"strategy.clock.interval={2 * interval}")
-    outcomes = run_workers(workers, time_half_rounds, config, interval, timeout=TIMEOUT)
-    never, ticking = (interval / np.array(outcomes)).mean(axis=0)[2:].reshape(-1, 2).T
-    ratios = ticking / never
-    note = f"{np.median(ticking):.1f} steps/s, never talking {np.median(never):.1f}; {spread(ratios)}"
-    yield row(f"speed, {workers} workers, interval {interval}", np.median(ratios), "x never", note, at_least=0.95)
+    seconds = np.array(run_workers(workers, fit, config, HalfRounds(interval), timeout=TIMEOUT))[:, 2:, 0]
+    rates = (interval / seconds).mean(axis=0)  # over workers
+    ratio, note = compare(rates[1::2], rates[0::2], "never talking")
+    yield Row(f"speed, {workers} workers, interval {interval}", ratio, "x never", note, at_least=0.95)
 
 
-class BareSegments(Callback):
+class BareSegments(Segments):
     """After every `steps` steps of the Trainer's, as many of a bare loop with the same model, data and optimizer."""
 
     def __init__(self, config: DictConfig, steps: int) -> None:
+        super().__init__(steps)
         self.config = config
-        self.steps = steps
-        self.seconds: list[np.ndarray] = []  # (ours, bare) x (by the clock, of the processor)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        data, task = trainer.datamodule, self.config.task  # type: ignore[attr-defined]
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self.model = build(self.config.model, "model", vocab_size=data.vocab_size)
-        chosen = {"lr": task.lr, "weight_decay": task.weight_decay, "betas": tuple(task.betas), "eps": task.eps}
-        self.optimizer = adamw(self.model, **chosen)
-        shape = {"warmup_steps": task.warmup_steps, "min_ratio": task.min_lr_ratio}
-        self.scheduler = schedule(self.optimizer, total_steps=trainer.max_steps, **shape)
+        task = build(self.config.task, "task", model=self.model)
+        task.trainer = trainer  # the schedule asks it for the number of steps
+        chosen = task.configure_optimizers()
+        self.optimizer, self.scheduler = chosen["optimizer"], chosen["lr_scheduler"]["scheduler"]
         self.batches = iter(data.train_dataloader())
         self.started = self.clocks()
-
-    def clocks(self) -> np.ndarray:
-        return np.array([time.perf_counter(), time.process_time()])
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step % self.steps == 0:
             between = self.clocks()
             self.bare_steps()
-            now = self.clocks()
-            self.seconds.append(np.stack([between - self.started, now - between]))
-            show_a_dot(trainer)
+            self.record(trainer, between - self.started, self.clocks() - between)
             self.started = self.clocks()
 
     def bare_steps(self) -> None:
@@ -264,24 +263,12 @@ class BareSegments(Callback):
             self.scheduler.step()
 
 
-def time_segments(config: DictConfig, steps: int) -> list[np.ndarray]:
-    segments = BareSegments(config, steps)
-    fit(config, segments)
-    return segments.seconds
-
-
 def bench_speed_bare(steps: int = 40, segments: int = 21) -> Iterator[Row]:
-    config = default_run(1, f"trainer.max_steps={steps * (1 + segments)}")
-    [seconds] = run_workers(1, time_segments, config, steps, timeout=TIMEOUT)
-    rates = steps / np.array(seconds)[1:]  # the first segment is warm-up
-    ours, bare = np.median(rates[:, :, 0], axis=0)
-    ratios = rates[:, 0] / rates[:, 1]
-    ratio, ratio_of_processor_time = np.median(ratios, axis=0)
-    note = (
-        f"{ours:.1f} steps/s, bare loop {bare:.1f}; {spread(ratios[:, 0])};"
-        f" {ratio_of_processor_time:.3f} in processor time"
-    )
-    yield row("speed, 1 worker, whole machinery", ratio, "x bare loop", note, at_least=0.95)
+    config = default_run(1, f"trainer.max_steps={steps * (1 + segments)}")  # the first segment is warm-up
+    [seconds] = run_workers(1, fit, config, BareSegments(config, steps), timeout=TIMEOUT)
+    rates = steps / np.array(seconds)[1:]
+    ratio, note = compare(rates[:, 0], rates[:, 1], "bare loop")
+    yield Row("speed, 1 worker, whole machinery", ratio, "x bare loop", note, at_least=0.95)
 
 
 # ---- startup -----------------------------------------------------------------------------------------------------
@@ -300,7 +287,7 @@ def bench_startup(times: int = 5) -> Iterator[Row]:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         processor = (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / times
         note = f"{min(seconds):.2f} to {max(seconds):.2f} s; {processor:.2f} s of processor time"
-        yield row(f"startup, train.py {argument}", np.median(seconds), "s", note, at_most=1.5)
+        yield Row(f"startup, train.py {argument}", float(np.median(seconds)), "s", note, at_most=1.5)
 
 
 # ---- memory ------------------------------------------------------------------------------------------------------
@@ -308,6 +295,7 @@ def bench_startup(times: int = 5) -> Iterator[Row]:
 
 def peak_bytes(strategy: TickStrategy | DDP, options: dict[str, Any]) -> int:
     """The most tensor memory that a short fit holds at once, beyond the module itself, from torch's profiler."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the profiler's chatter; this process only measures
     module = OnlyParameters()
     with tempfile.TemporaryDirectory() as directory:
         where = {"default_root_dir": directory}
@@ -333,14 +321,12 @@ def bench_memory() -> Iterator[Row]:
         ours = max(run_workers(2, peak_bytes, TickStrategy(interval=2), options, timeout=TIMEOUT)) / size
         ddp = min(run_workers(2, peak_bytes, DDP(), options, timeout=TIMEOUT)) / size
         note = f"beyond the module {ours:.2f} copies, DDP {ddp:.2f}; the gradients are one of them"
-        yield row(name, ours - ddp, "copies", note, at_most=1.0)
+        yield Row(name, ours - ddp, "copies", note, at_most=1.0)
 
 
 # ---- all of them -------------------------------------------------------------------------------------------------
 
-BENCHMARKS: dict[str, Callable[[], Iterator[Row]]] = {
-    name: globals()[f"bench_{name}"] for name in ("tick", "speed_ticks", "speed_bare", "startup", "memory")
-}
+BENCHMARKS = {name: globals()[f"bench_{name}"] for name in ("tick", "speed_ticks", "speed_bare", "startup", "memory")}
 
 
 def measure(name: str) -> Iterator[Row]:
@@ -348,21 +334,11 @@ def measure(name: str) -> Iterator[Row]:
     console.print(f"{name} ...")
     try:
         for measured in BENCHMARKS[name]():
-            console.print(f"  {measured.name}: {measured.figure:.3f} {measured.unit} ({measured.note})")
+            console.print("  ".join(measured.cells))
             yield measured
     except Exception as error:
         console.print_exception()
-        yield Row(name, float("nan"), "", "", False, f"{type(error).__name__}: {error}".splitlines()[0])
-
-
-def show(rows: list[Row]) -> None:
-    table = Table("measured", "figure", "target", "", "note")
-    for line in rows:
-        verdict = {True: "[green]PASS", False: "[red]FAIL", None: "for information"}[line.passed]
-        table.add_row(line.name, f"{line.figure:.3f} {line.unit}", line.target, verdict, line.note)
-    console.print(table)
-    missed = [line.name for line in rows if line.passed is False]
-    console.print(f"[red]{len(missed)} missed: {'; '.join(missed)}" if missed else "[green]every target is met")
+        yield Row(name, None, "", f"{type(error).__name__}: {error}".splitlines()[0])
 
 
 def main() -> None:
@@ -379,9 +355,14 @@ def main() -> None:
     console.print(f"torch {torch.__version__}, {os.cpu_count()} processors, load before the start {load:.1f}")
     build(default_run(1).data, "data").prepare_data()
     rows = [measured for name in arguments.names or BENCHMARKS for measured in measure(name)]
-    show(rows)
+    table = Table("measured", "figure", "target", "", "note")
+    for line in rows:
+        table.add_row(*line.cells)
+    console.print(table)
+    missed = [line.name for line in rows if line.passed is False]
+    console.print(f"[red]{len(missed)} missed: {'; '.join(missed)}" if missed else "[green]every target is met")
     if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(line) for line in rows], indent=2))
+        arguments.json.write_text(json.dumps([asdict(line) | {"passed": line.passed} for line in rows], indent=2))
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ def wandb_logger(
         resume="allow",
         offline=offline,
         log_model=bool(log_checkpoints and not offline),
+        mode="offline" if offline else None,  # said to wandb.init itself: asking for a key has read the environment
     )
 
 

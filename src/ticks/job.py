@@ -1,0 +1,134 @@
+"""What one run is to do: a `Job`, decided once and handed as it is to every worker.
+
+A new run gets a new directory; `resume` continues one with the configuration it was started with. Under torchrun every
+worker decides by itself, from the same command, and comes to the same Job but for the directory, which is worker 0's.
+"""
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from ticks.config import ConfigError, digest, plain
+from ticks.run_directory import find_unfinished, load_config, new_run_directory
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one run is to do. `config` is resolved and plain; `choices` are the names of the chosen groups."""
+
+    mode: str  # "fit" or "eval"
+    config: dict[str, Any]
+    choices: dict[str, str]
+    run_dir: str
+    config_digest: str
+    checkpoint: str | None = None
+    coordinates: dict[str, str] = field(default_factory=dict)
+
+
+def planned_job(config: DictConfig) -> Job:
+    """Decide where the run lies and where it starts from."""
+    about = HydraConfig.get()
+    choices = {k: str(v) for k, v in about.runtime.choices.items() if not k.startswith("hydra") and v is not None}
+    coordinates = dict(o.split("=", 1) for o in about.overrides.task if "=" in o)
+    resume = str(config.resume) if config.resume is not None else None
+    if resume == "auto":
+        if _started_by_others():
+            raise ConfigError("resume=auto: every worker was started by itself; name the directory, resume=RUN_DIR")
+        found = find_unfinished(config)
+        if found is None:
+            print("resume=auto: no unfinished run of this configuration; starting a new one", flush=True)
+        resume = str(found) if found else None
+    if resume is not None:  # with auto, the configuration found is the one asked for
+        return resumed_job(Path(resume), [] if config.resume == "auto" else list(about.overrides.task))
+    if about.mode == RunMode.MULTIRUN:
+        run_dir = Path(about.runtime.output_dir)
+    elif global_rank() == 0:
+        run_dir = new_run_directory(str(config.name))
+    else:
+        run_dir = Path("logs/runs") / "of-worker-0"  # never written to: files are worker 0's
+    return make_job(config, choices, run_dir, coordinates)
+
+
+def make_job(config: DictConfig, choices: dict[str, str], run_dir: Path, coordinates: dict[str, str]) -> Job:
+    """A new run's job. ConfigError if the configuration cannot be resolved."""
+    config_digest = digest(config)
+    config.run_dir = relative(run_dir)
+    return Job("fit", plain(config), choices, relative(run_dir), config_digest, None, coordinates)
+
+
+def resumed_job(run_dir: Path, overrides: list[str], mode: str = "fit") -> Job:
+    """Continue (or evaluate) the run in `run_dir` with its own configuration, values of `overrides` put on top."""
+    from ticks.strategy.checkpoint import newest_usable
+
+    config = moved(load_config(run_dir), relative(run_dir))
+    choices: Any = OmegaConf.to_container(config.pop("choices", OmegaConf.create({})))
+    saved_digest = config.pop("config_digest", None)
+    for override in overrides:
+        key, _, text = override.partition("=")
+        if key == "resume" or choices.get(key) == text:
+            continue
+        if "/" in key or key in choices or not _has(config, key):
+            raise ConfigError(
+                f"{override}: a run is continued with its own configuration ({run_dir}/config.yaml); only values in it"
+                " can be changed, not the chosen groups"
+            )
+        OmegaConf.update(config, key, OverridesParser.create().parse_override(override).value())
+    checkpoint, complaints = newest_usable(run_dir / "checkpoints")
+    for complaint in complaints if global_rank() == 0 else ():
+        print(f"warning: {complaint}; using the one before it", file=sys.stderr, flush=True)
+    if checkpoint is None and (complaints or mode == "eval"):
+        raise ConfigError(f"no usable checkpoint in {run_dir}/checkpoints")
+    if global_rank() == 0 and mode == "fit":
+        print(f"resuming {run_dir} from {checkpoint or 'its start: no checkpoint was written yet'}", flush=True)
+    return Job(
+        mode,
+        plain(config),
+        choices,
+        relative(run_dir),
+        saved_digest or digest(config),
+        str(checkpoint) if checkpoint else None,
+    )
+
+
+def moved(config: DictConfig, run_dir: str) -> DictConfig:
+    """A run's resolved configuration with every path below its old directory put below `run_dir`."""
+    old = str(config.run_dir)
+
+    def follow(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: follow(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [follow(value) for value in node]
+        inside = isinstance(node, str) and (node == old or node.startswith(f"{old}/"))
+        return run_dir + node[len(old) :] if inside else node
+
+    return OmegaConf.create(follow(OmegaConf.to_container(config)))
+
+
+def _has(config: DictConfig, key: str) -> bool:
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    return isinstance(node, DictConfig) and name in node
+
+
+def relative(path: Path) -> str:
+    path = path.resolve()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def global_rank() -> int:
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return 0
+
+
+def _started_by_others() -> bool:
+    return any(name in os.environ for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))

@@ -1,0 +1,118 @@
+"""Mistakes on the `ticks` command line: exit code 2, one line that names them, no stack trace."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from tests.conftest import run_command
+from ticks.cli import COMMANDS, main
+from ticks.config import compose_strictly
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.fixture
+def ticks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """`ticks ARGUMENTS` in this process, in an empty directory: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ticks", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as exit_:
+            code = exit_.code  # type: ignore[assignment]
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def run_without_checkpoint(tmp_path: Path) -> Path:
+    config = compose_strictly(["debug=fast"], CONFIGS)
+    directory = tmp_path / "run"
+    (directory / "checkpoints").mkdir(parents=True)
+    config.choices = {"model": "ln"}
+    OmegaConf.save(config, directory / "config.yaml", resolve=True)
+    return directory
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
+def test_without_a_command_the_help_names_them_all(ticks, arguments: list[str]) -> None:
+    code, out, _ = ticks(*arguments)
+    assert code == 0
+    assert all(f"ticks {command}" in out for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evl"], "unknown command 'evl'; did you mean 'eval'? valid: "),
+        (["eval"], "give the run's directory: run=logs/runs/..."),
+        (["eval", "run="], "give the run's directory: run=logs/runs/..."),
+        (["eval", "run=nowhere"], "'nowhere' is no run directory: it has no config.yaml"),
+        (["generate"], "give the run's directory"),
+        (["generate", "run=nowhere"], "'nowhere' is no run directory"),
+        (["generate", "run=nowhere", "temprature=1"], "unknown option 'temprature=1'; did you mean 'temperature'?"),
+        (["generate", "nowhere"], "unknown option 'nowhere'; valid: bytes, prompt, run, seed, temperature"),
+        (["generate", "run=nowhere", "bytes=many"], "bytes=many must be a whole number of at least 0"),
+        (["generate", "run=nowhere", "bytes=1.5"], "bytes=1.5 must be a whole number of at least 0"),
+        (["generate", "run=nowhere", "bytes=-1"], "bytes=-1 must be a whole number of at least 0"),
+        (["generate", "run=nowhere", "seed=-1"], "seed=-1 must be a whole number of at least 0"),
+        (["generate", "run=nowhere", "temperature=hot"], "temperature=hot must be a number of at least 0"),
+        (["generate", "run=nowhere", "temperature=nan"], "temperature=nan must be a number of at least 0"),
+        (["generate", "run=nowhere", "temperature=-1"], "temperature=-1 must be a number of at least 0"),
+        (["report"], "give run directories: ticks report"),
+        (["report", "out=a.png"], "give run directories: ticks report"),
+        (["report", "nowhere"], "no run in 'nowhere': no summary.json there or below it"),
+        (["sweep"], "give a sweep file: ticks sweep configs/sweep/intervals.yaml"),
+        (["sweep", "nothing.yaml"], "sweep file 'nothing.yaml' does not exist"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line_and_exit_code_2(ticks, arguments: list[str], message: str) -> None:
+    code, out, err = ticks(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {message}")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["eval", "generate"])
+def test_a_run_without_a_checkpoint_is_named(ticks, run_without_checkpoint: Path, command: str) -> None:
+    code, _, err = ticks(command, f"run={run_without_checkpoint}")
+    assert code == 2
+    assert err == f"error: no usable checkpoint in {run_without_checkpoint}/checkpoints\n"
+
+
+@pytest.mark.parametrize("content", ["", "a: [1", "- a"])
+def test_a_run_with_a_damaged_configuration_is_named(ticks, tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.yaml").write_text(content)
+    code, _, err = ticks("eval", f"run={tmp_path}")
+    assert code == 2
+    assert err.startswith(f"error: {tmp_path}/config.yaml ")
+    assert err.count("\n") == 1
+
+
+def test_the_newest_runs_are_offered_where_one_is_not_found(ticks, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        directory = tmp_path / "logs" / "runs" / name
+        directory.mkdir(parents=True)
+        (directory / "config.yaml").write_text("seed: 0\n")
+    assert "; the newest runs: logs/runs/a, logs/runs/b" in ticks("eval", "run=logs/runs/c")[2]
+
+
+@pytest.mark.parametrize("override", ["data.blok_size=3", "model=rms", "nonsense"])
+def test_a_run_is_measured_with_its_own_configuration(ticks, run_without_checkpoint: Path, override: str) -> None:
+    code, _, err = ticks("eval", f"run={run_without_checkpoint}", override)
+    assert code == 2
+    assert err.startswith(f"error: {override}: ")
+
+
+def test_the_command_as_users_run_it_ends_the_same_way(tmp_path: Path) -> None:
+    assert run_command(tmp_path, "evl", program="ticks") == (
+        2,
+        "error: unknown command 'evl'; did you mean 'eval'? valid: " + ", ".join(sorted(COMMANDS)) + "\n",
+    )

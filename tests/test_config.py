@@ -1,0 +1,391 @@
+"""Every YAML file composes and builds, and every mistake gets one message that names it and what would be valid."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from omegaconf import OmegaConf
+
+from tests.conftest import REPOSITORY, run_command
+from ticks.config import ConfigError, build, check_targets, compose_strictly, digest, plain
+from ticks.report import summary
+from ticks.run_directory import find_unfinished
+from ticks.strategy.workers import WorkerStrategy
+
+CONFIGS = REPOSITORY / "configs"
+TINY = ["debug=fast"]
+
+
+def composed(*overrides: str, configs: Path = CONFIGS) -> Any:
+    return compose_strictly(overrides, configs)
+
+
+def checked(*overrides: str, configs: Path = CONFIGS) -> Any:
+    config = composed(*overrides, configs=configs)
+    check_targets(config)
+    return config
+
+
+def choices() -> list[list[str]]:
+    """One list of overrides per file in configs/ (sweeps have their own tests)."""
+    files = [file.relative_to(CONFIGS).with_suffix("") for file in sorted(CONFIGS.rglob("*.yaml"))]
+    return [
+        [f"{file.parent}={file.stem}"] if file.parent != Path(".") else []
+        for file in files
+        if file.parts[0] != "sweep" and file.stem != "base"
+    ]
+
+
+@pytest.fixture
+def configs(tmp_path: Path) -> Path:
+    """A copy of configs/ to change."""
+    return Path(shutil.copytree(CONFIGS, tmp_path / "configs"))
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    file = tmp_path / "text.txt"
+    file.write_text("".join(f"Sentence {i} of a text.\n\n" for i in range(2000)))
+    return file
+
+
+def messages(error: pytest.ExceptionInfo[ConfigError]) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+# ---- every file ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("choice", choices(), ids=lambda choice: choice[0] if choice else "train.yaml")
+def test_every_yaml_builds_what_it_describes(
+    choice: list[str], tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = [*choice, f"data.path={text_file}"] if choice == ["data=text"] else choice
+    tiny = ["trainer.devices=1"] if any(o.startswith(("experiment", "debug")) for o in choice) else [*TINY]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config = composed(*tiny, *overrides)
+    config.run_dir = str(tmp_path)
+    check_targets(config)
+    data = build(config.data, "data")
+    model = build(config.model, "model", vocab_size=data.vocab_size)
+    task = build(config.task, "task", model=model)
+    strategy = build(config.strategy, "strategy")
+    callbacks = [build(node, f"callbacks.{name}") for name, node in config.callbacks.items() if node]
+    loggers = [build(node, f"logger.{name}") for name, node in config.logger.items() if node]
+    assert isinstance(data, LightningDataModule)
+    assert isinstance(task, LightningModule)
+    assert isinstance(strategy, WorkerStrategy)
+    assert all(isinstance(callback, Callback) for callback in callbacks)
+    assert all(isinstance(logger, Logger) for logger in loggers)
+    trainer = build(
+        config.trainer, "trainer", strategy=strategy, callbacks=callbacks, logger=loggers, enable_checkpointing=True
+    )
+    assert isinstance(trainer, Trainer)
+    data.prepare_data()
+    assert data.load().n_bytes["train"] > config.data.block_size
+    tokens_BxT = torch.randint(data.vocab_size, (2, config.data.block_size))
+    assert task(tokens_BxT).shape == (2, config.data.block_size, data.vocab_size)
+    assert plain(config)
+
+
+def test_the_choices_reach_what_is_built() -> None:
+    config = checked(*TINY, "model=rms_ticks", "model.adapter.width=5", "strategy.clock.interval=3")
+    model = build(config.model, "model", vocab_size=256)
+    assert {type(block.norm1).__name__ for block in model.blocks} == {"RMSNorm"}
+    assert model.blocks[0].adapter.down.weight.shape[0] == 5
+    assert build(config.strategy, "strategy").clock.interval == 3
+    bare = build(checked(*TINY, "model=no_norm").model, "model", vocab_size=256)
+    assert isinstance(bare.final_norm, torch.nn.Identity)
+
+
+def test_several_loggers_can_be_chosen_at_once() -> None:
+    assert set(composed("logger=[wandb,tensorboard]").logger) == {"wandb", "tensorboard"}
+
+
+def test_a_seed_of_zero_is_respected() -> None:
+    config = composed("seed=0")
+    assert (config.seed, config.data.seed) == (0, 0)
+    assert composed("seed=3").data.seed == 3
+    assert digest(composed("seed=0")) == digest(composed())
+
+
+# ---- mistakes in keys ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["seeed=1"], "unknown key 'seeed' (value 1); did you mean 'seed'? valid: callbacks, data"),
+        (["+foo=1"], "unknown key 'foo'; valid: callbacks, data"),
+        (["+seeed=1"], "unknown key 'seeed'; did you mean 'seed'?"),
+        (["++seeed=1"], "unknown key 'seeed'; did you mean 'seed'?"),
+        (["~seeed"], "unknown key 'seeed'"),
+        (["modle=ln"], "unknown key 'modle' (value 'ln'); did you mean 'model'?"),
+        (["trainer.max_stepss=3"], "unknown key 'trainer.max_stepss' (value 3); did you mean 'max_steps'?"),
+        (["++trainer.max_stepss=3"], "lightning.pytorch.Trainer takes no 'max_stepss'; did you mean 'max_steps'?"),
+        (["trianer.max_steps=3"], "did you mean 'trainer'?"),
+        (["strategy.clock.intervl=3"], "did you mean 'interval'? valid: _target_, interval"),
+        (["model=ln_ticks", "model.adapter.widht=3"], "did you mean 'width'? valid: _partial_, _target_, activation"),
+        (["strategy=ddp", "strategy.clock.interval=3"], "valid: _target_, hang_seconds, heartbeat_seconds"),
+        (["data.path=book.txt"], "unknown key 'data.path' (value 'book.txt'); valid: _target_, block_size"),
+        (["model.adapter.width=3"], "model.adapter is null here; model/adapter can be: none, ticks"),
+        (["strategy=tick"], "strategy=tick is unknown; did you mean 'ticks'? valid: ddp, ticks"),
+        (["model/norm=layernorm"], "model/norm=layernorm is unknown; did you mean 'layer_norm'? valid: layer_norm, no"),
+        (["debug=fats"], "debug=fats is unknown; did you mean 'fast'? valid: fast"),
+        (["experiment=bbc"], "experiment=bbc is unknown; valid: "),
+        (["data=null"], "data=null is unknown; valid: bbc, text"),
+        (["model/norm=null"], "model/norm=null is unknown; valid: layer_norm, none, rms_norm"),
+        (["strategy=base"], "strategy has no _target_: choose one of its files, strategy=NAME"),
+        (["~model"], "model has no _target_"),
+        (["model=ln,rms"], "model=ln,rms: several values are several runs: add --multirun"),
+        (["seed"], "cannot read 'seed': write KEY=VALUE"),
+        (["name=[1"], "cannot read 'name=[1': write KEY=VALUE"),
+        (["=3"], "cannot read '=3': write KEY=VALUE"),
+        (["seed=null"], "seed=None must be a whole number from 0 to 4294967295"),
+        (["seed=-1"], "seed=-1 must be a whole number"),
+        (["seed=abc"], "seed=abc must be a whole number"),
+        (["sample_bytes=some"], "sample_bytes=some must be a whole number"),
+        (["test=perhaps"], "test=perhaps must be true or false"),
+        (["name=a/b"], "name=a/b must be a part of a directory's name"),
+        (["name="], "name= must be a part of a directory's name"),
+        (["+callbacks.stop.patience=3"], "callbacks.stop has no _target_, so it would do nothing; give the class"),
+        (["+logger.mine.project=a"], "logger.mine has no _target_, so it would do nothing"),
+        (["+callbacks.stop._targt_=a.B"], "did you mean '_target_' instead of '_targt_'?"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_on_the_command_line_is_named_with_what_is_valid(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        checked(*overrides)
+    assert message in messages(error)
+
+
+def test_a_typo_at_the_top_level_of_train_yaml_is_found(configs: Path) -> None:
+    file = configs / "train.yaml"
+    file.write_text(file.read_text().replace("sample_bytes: 200", "sampel_bytes: 200"))
+    with pytest.raises(ConfigError, match=r"unknown key 'sampel_bytes'; did you mean 'sample_bytes'"):
+        composed(configs=configs)
+
+
+@pytest.mark.parametrize(
+    ("file", "right", "wrong", "message"),
+    [
+        ("data/base.yaml", "block_size: 64", "blok_size: 64", r"data\.blok_size=64: .*did you mean 'block_size'\?"),
+        ("model/norm/layer_norm.yaml", "eps:", "epsilon:", r"model\.norm\.epsilon=.*did you mean 'eps'\? valid: bias"),
+        ("trainer/default.yaml", "max_steps:", "max_step:", r"trainer\.max_step=640: .*did you mean 'max_steps'\?"),
+        ("callbacks/default.yaml", "save_top_k", "save_top", r"callbacks\.checkpoint\.save_top=2: .*did you mean"),
+        ("strategy/base.yaml", "hang_seconds", "hang_secs", r"strategy\.hang_secs=300: .*did you mean 'hang_seconds'"),
+        ("strategy/clock/every_steps.yaml", "interval:", "intervall:", r"strategy\.clock\.intervall=8: .*'interval'\?"),
+        ("model/norm/layer_norm.yaml", "LayerNorm", "LayerNrom", r"model\.norm\._target_=.*LayerNrom: .*no attribute"),
+        ("model/norm/layer_norm.yaml", "ticks.models", "tikcs.models", r"model\.norm\._target_=.*No module named"),
+        ("model/norm/layer_norm.yaml", "ticks.models.LayerNorm", "LayerNorm", r"model\.norm\._target_=LayerNorm: "),
+        ("model/norm/layer_norm.yaml", "models.LayerNorm", "models", r"model\.norm\._target_=ticks\.models: a module"),
+    ],
+)
+def test_a_typo_inside_a_groups_file_is_found(file: str, right: str, wrong: str, message: str, configs: Path) -> None:
+    content = (configs / file).read_text()
+    assert right in content
+    (configs / file).write_text(content.replace(right, wrong))
+    with pytest.raises(ConfigError, match=message) as error:
+        checked(configs=configs)
+    messages(error)
+
+
+@pytest.mark.parametrize("group", ["experiment", "debug"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("seeed: 3", "unknown key 'seeed'; did you mean 'seed'? valid: "),
+        ("trainer: {max_stepss: 3}", "unknown key 'trainer.max_stepss'; did you mean 'max_steps'? valid: "),
+        ("model: {norm: {epz: 1.0e-3}}", "unknown key 'model.norm.epz'; did you mean 'eps'? valid: "),
+        ("strategy: {clock: {intervall: 3}}", "unknown key 'strategy.clock.intervall'; did you mean 'interval'?"),
+    ],
+)
+def test_a_typo_inside_an_experiment_or_debug_file_is_found(
+    group: str, content: str, message: str, configs: Path
+) -> None:
+    (configs / group / "mine.yaml").write_text(f"# @package _global_\n{content}\n")
+    with pytest.raises(ConfigError) as error:
+        composed(f"{group}=mine", configs=configs)
+    assert message in messages(error)
+
+
+def test_an_experiment_is_held_against_the_groups_it_chooses_itself(configs: Path) -> None:
+    right = "# @package _global_\ndefaults:\n  - override /model: ln_ticks\nmodel: {adapter: {width: 4}}\n"
+    (configs / "experiment" / "right.yaml").write_text(right)
+    (configs / "experiment" / "wrong.yaml").write_text(right.replace("width", "widht"))
+    assert composed("experiment=right", configs=configs).model.adapter.width == 4
+    with pytest.raises(ConfigError, match=r"unknown key 'model\.adapter\.widht'; did you mean 'width'?"):
+        composed("experiment=wrong", configs=configs)
+
+
+@pytest.mark.parametrize("group", ["callbacks", "logger"])
+def test_a_callback_or_logger_without_target_is_an_error_and_not_dropped(group: str, configs: Path) -> None:
+    package = "" if group == "callbacks" else f"# @package {group}\n"
+    (configs / group / "mine.yaml").write_text(f"{package}early:\n  _targt_: some.Class\n  patience: 3\n")
+    with pytest.raises(ConfigError, match=rf"{group}\.early has no _target_.* did you mean '_target_' instead of") as e:
+        composed(f"{group}=mine", configs=configs)
+    messages(e)
+
+
+# ---- mistakes in values -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "+trainer.profilr=simple",
+            "trainer.profilr=simple: lightning.pytorch.Trainer takes no 'profilr'; did you mean",
+        ),
+        ("+model.norm.gain=1", "model.norm.gain=1: ticks.models.LayerNorm takes no 'gain'; valid: bias, d_model, eps"),
+        ("+strategy.hearbeat_seconds=1", "did you mean 'heartbeat_seconds'?"),
+        ("task.lr=fast", "task.lr=fast must be float"),
+        ("model.d_model=2.5", "model.d_model=2.5 must be int"),
+        ("model.bias=2", "model.bias=2 must be bool"),
+        ("trainer.max_steps=many", "trainer.max_steps=many must be int"),
+        ("strategy.clock=often", "strategy.clock=often must be ticks.strategy.clock.Clock"),
+        ("model.norm=layer_norm", "model.norm=layer_norm must be "),
+        ("strategy.clock.interval=1.5", "strategy.clock.interval=1.5 must be int"),
+    ],
+)
+def test_an_argument_that_its_target_does_not_take_is_named(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        checked(override)
+    assert message in messages(error)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "group", "message"),
+    [
+        (["model.n_heads=3"], "model", "model.n_heads=3 must divide d_model=32"),
+        (["model.activation=swish"], "model", "model.activation='swish' is unknown; known: gelu, relu, silu"),
+        (["model=ln_ticks", "model.adapter.width=0"], "model", "model: width=0 must be at least 1"),
+        (["strategy.clock.interval=0"], "strategy", "strategy.clock.interval=0 must be a whole number of steps"),
+        (["strategy.hang_seconds=0"], "strategy", "strategy.hang_seconds=0 must be above 0"),
+        (["data.block_size=0"], "data", "data.block_size=0 must be at least 1"),
+        (["data=text"], "data", "data: path is not set"),
+        (["data=text", "data.path=/nowhere"], "data", "data.path='/nowhere' matches no file"),
+        (["trainer.precision=8"], "trainer", "trainer: Precision 8 is invalid"),
+    ],
+)
+def test_a_value_that_is_refused_when_built_is_named(overrides: list[str], group: str, message: str) -> None:
+    config = checked(*TINY, *overrides)
+    more = {"vocab_size": 256} if group == "model" else {}
+    with pytest.raises(ConfigError) as error:
+        build(config[group], group, **more)
+    assert str(error.value).startswith(message)
+
+
+def test_a_logger_whose_package_is_missing_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*args: Any, **kwargs: Any) -> None:
+        raise ModuleNotFoundError("Neither `tensorboard` nor `tensorboardX` is available")
+
+    monkeypatch.setattr("lightning.pytorch.loggers.TensorBoardLogger.__init__", missing)
+    config = composed("logger=tensorboard")
+    with pytest.raises(ConfigError, match=r"logger\.tensorboard: Neither `tensorboard`"):
+        build(config.logger.tensorboard, "logger.tensorboard")
+
+
+def test_an_interpolation_that_leads_nowhere_is_one_message() -> None:
+    with pytest.raises(ConfigError, match="nothing") as error:
+        plain(composed("trainer.devices=${nothing}"))
+    messages(error)
+
+
+# ---- digest -------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_experiment_has_the_same_digest() -> None:
+    assert digest(composed("model=rms")) == digest(composed("model=rms"))
+    assert len(digest(composed())) == 12
+
+
+@pytest.mark.parametrize("override", ["seed=1", "model=rms", "strategy.clock.interval=9"])
+def test_another_experiment_has_another_digest(override: str) -> None:
+    assert digest(composed(override)) != digest(composed())
+
+
+@pytest.mark.parametrize("logger", ["csv", "wandb", "tensorboard"])
+def test_where_a_run_lies_and_is_called_does_not_change_its_digest(logger: str) -> None:
+    config = composed(f"logger={logger}")
+    before = digest(config)
+    config.name, config.run_dir, config.resume = "other", "elsewhere", "auto"
+    assert digest(config) == before
+
+
+def test_making_a_digest_leaves_the_configuration_as_it_was() -> None:
+    config = composed("name=other")
+    before = OmegaConf.to_yaml(config)
+    digest(config)
+    assert OmegaConf.to_yaml(config) == before
+
+
+def test_an_unfinished_run_is_found_by_its_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = composed("seed=5")
+    for name, status, seed in (("a", "stopped", 5), ("b", "finished", 5), ("c", "failed", 6)):
+        directory = tmp_path / "logs" / "runs" / name
+        directory.mkdir(parents=True)
+        summary.write(directory, {"status": status, "config_digest": digest(composed(f"seed={seed}"))})
+    (tmp_path / "logs" / "runs" / "damaged").mkdir()
+    (tmp_path / "logs" / "runs" / "damaged" / "summary.json").write_text("{")
+    assert find_unfinished(config) == Path("logs/runs/a")
+    assert find_unfinished(composed("seed=7")) is None
+
+
+# ---- train.py -----------------------------------------------------------------------------------------------------
+
+
+def test_a_typo_is_told_before_torch_is_imported() -> None:
+    code = """
+import runpy, sys
+sys.argv = ["train.py", "seeed=1"]
+try:
+    runpy.run_path("train.py", run_name="__main__")
+except SystemExit as exit_:
+    print("exit", exit_.code, "torch" in sys.modules, "lightning" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.stdout == "exit 2 False False\n"
+    assert done.stderr.startswith("error: unknown key 'seeed' (value 1); did you mean 'seed'?")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer.max_stepss=3"], "'trainer.max_stepss' (value 3); did you mean 'max_steps'?"),
+        (["strategy=tick"], "strategy=tick is unknown; did you mean 'ticks'?"),
+        (["+foo=1"], "unknown key 'foo'; valid: "),
+        (["data=null"], "data=null is unknown"),
+        (["seed=abc"], "seed=abc must be a whole number"),
+        (["debug=fast", "task.lr=abc"], "task.lr=abc must be float"),
+        (["debug=fast", "model.n_heads=3"], "model.n_heads=3 must divide d_model=32"),
+        (["debug=fast", "trainer.accumulate_grad_batches=0"], "accumulate_grad_batches=0 must be at least 1"),
+        (["data=text"], "path is not set"),
+        (["resume=nowhere"], "'nowhere' is no run directory"),
+    ],
+)
+def test_train_py_ends_with_one_message_and_exit_code_2(overrides: list[str], message: str, tmp_path: Path) -> None:
+    code, output = run_command(tmp_path, *overrides)
+    assert code == 2, output
+    assert "Traceback" not in output
+    assert message in output
+    assert len([line for line in output.splitlines() if line.startswith("error: ")]) == 1
+
+
+def test_train_py_names_its_choices_when_asked_for_help(tmp_path: Path) -> None:
+    code, output = run_command(tmp_path, "--help")
+    assert code == 0
+    assert "layer_norm" in output
+    assert "ln_ticks" in output

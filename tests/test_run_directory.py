@@ -1,0 +1,75 @@
+"""Where runs lie: a directory of their own, one process at a time."""
+
+import multiprocessing as mp
+import os
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from ticks.config import ConfigError, compose_strictly, digest
+from ticks.report import summary
+from ticks.run_directory import find_unfinished, is_locked, load_config, locked, new_run_directory
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def left(directory: Path, status: str, config_digest: str, *, age: float) -> Path:
+    directory.mkdir(parents=True)
+    summary.write(directory, {"status": status, "config_digest": config_digest})
+    os.utime(directory / "summary.json", (time.time() - age,) * 2)
+    return directory
+
+
+def test_runs_that_start_in_the_same_second_get_directories_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "strftime", lambda form: "2026-01-02_03-04-05")
+    names = [new_run_directory("trial").name for _ in range(3)]
+    assert names == [f"2026-01-02_03-04-05_trial{suffix}" for suffix in ("", "-2", "-3")]
+
+
+def test_a_run_directory_says_when_and_what() -> None:
+    directory = new_run_directory("trial")
+    assert directory.is_dir()
+    assert re.fullmatch(r"logs/runs/\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_trial", str(directory))
+
+
+def test_the_newest_unfinished_run_of_the_same_experiment_is_found() -> None:
+    config = compose_strictly([], REPOSITORY / "configs")
+    mine = digest(config)
+    left(Path("logs/runs/old"), "stopped", mine, age=50)
+    newest = left(Path("logs/multiruns/sweep/0"), "failed", mine, age=40)
+    left(Path("logs/runs/finished"), "finished", mine, age=30)
+    left(Path("logs/runs/other"), "stopped", "0" * 12, age=20)
+    assert find_unfinished(config) == newest
+    with locked(left(Path("logs/runs/busy"), "running", mine, age=10)):
+        assert find_unfinished(config) == newest
+    assert find_unfinished(config) == Path("logs/runs/busy")  # its process is gone: it did not finish
+
+
+def _try(directory: Path, pipe) -> None:
+    try:
+        with locked(directory):
+            pipe.send("got it")
+    except ConfigError as error:
+        pipe.send(str(error))
+
+
+def test_two_processes_cannot_work_in_one_run(tmp_path: Path) -> None:
+    receiver, sender = mp.get_context("fork").Pipe(duplex=False)
+    with locked(tmp_path):
+        assert is_locked(tmp_path)
+        process = mp.get_context("fork").Process(target=_try, args=(tmp_path, sender))
+        process.start()
+        process.join(30)
+        assert receiver.recv() == f"another process is working in {tmp_path}: wait for it, or stop it first"
+    assert not is_locked(tmp_path)
+
+
+def test_a_directory_that_holds_no_run_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"'nowhere' is no run directory: it has no config\.yaml"):
+        load_config(Path("nowhere"))
