@@ -57,6 +57,7 @@ def test_sigterm_stops_everyone_with_a_checkpoint_and_code_143(target: str, tmp_
     about = json.loads((run_dir / "summary.json").read_text())
     stopped = torch.load(run_dir / "checkpoints" / "stopped.ckpt", weights_only=True)
     assert about["status"] == "stopped"
+    assert about["checkpoint"] == f"{run_dir.relative_to(tmp_path)}/checkpoints/stopped.ckpt"
     assert about["steps"] == stopped["global_step"] == stopped["ticks"]["step"]
     files = [torch.load(f, weights_only=True) for f in (run_dir / "checkpoints" / "stopped.workers").iterdir()]
     assert [f["step"] for f in files] == [stopped["global_step"]] * 2  # all stopped after the same step

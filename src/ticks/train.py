@@ -119,6 +119,7 @@ class _Run:
         self.run_dir = Path(job.run_dir)
         self.before: dict[str, float] | None = None
         self.status = "failed"
+        self.checkpoint: str | None = None  # the last one written when the run ended
         self.began = False  # whether this worker has a summary to keep
         self.agreed_end = False  # whether the other workers end by themselves
 
@@ -136,6 +137,7 @@ class _Run:
         except Stopped as stop:
             exit_code, self.status = stop.code, "stopped"  # type: ignore[assignment]
             self.agreed_end = stop.checkpoint is not None
+            self.checkpoint = relative(Path(stop.checkpoint)) if stop.checkpoint else None
             self._say_stopped(stop)
             raise
         except SystemExit as left:  # a signal before training could be stopped in agreement
@@ -283,7 +285,8 @@ class _Run:
         if not self.is_zero:
             return None
         self.status = "finished"
-        summary = self.summarise(tests=dict(tests), checkpoint=relative(final))
+        self.checkpoint = relative(final)
+        summary = self.summarise(tests=dict(tests))
         ledger = self.strategy.ledger
         show_result(
             summary,
@@ -327,7 +330,7 @@ class _Run:
                 return {key: float(value) for key, value in row.items() if key.startswith("val/") and value}
         return None
 
-    def summarise(self, *, tests: dict[str, float] | None = None, checkpoint: str | None = None) -> dict[str, Any]:
+    def summarise(self, *, tests: dict[str, float] | None = None) -> dict[str, Any]:
         """Write summary.json as things stand."""
         from ticks.report import summary as file
 
@@ -360,7 +363,7 @@ class _Run:
                 "steps_per_second": round(steps / seconds, 4) if seconds > 0 else None,
                 "device": self._device(),
                 "run_dir": str(self.run_dir),
-                "checkpoint": checkpoint,
+                "checkpoint": self.checkpoint,
                 "config_digest": self.job.config_digest,
                 "versions": file.versions(),
             }
