@@ -127,6 +127,7 @@ class _Run:
         from ticks.report import wandb
         from ticks.strategy.shutdown import Stopped
         from ticks.strategy.strategy import NonFiniteLoss
+        from ticks.strategy.workers import Refused
 
         exit_code = 1
         try:
@@ -143,10 +144,10 @@ class _Run:
         except SystemExit as left:  # a signal before training could be stopped in agreement
             exit_code, self.status = left.code or 1, "stopped"  # type: ignore[assignment]
             raise
-        except (NonFiniteLoss, OSError) as error:
+        except (NonFiniteLoss, OSError, Refused) as error:  # each worker knows the same: worker 0 tells it
             if not self.is_zero:
                 sys.exit(1)
-            _die(error, 1)
+            _die(error, USER_MISTAKE if isinstance(error, Refused) else 1)
         except RuntimeError as error:
             self._explain(error)
             raise

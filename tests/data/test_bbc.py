@@ -33,7 +33,7 @@ def test_no_article_lies_in_two_splits(corpus: Corpus) -> None:
 
 
 def test_floors_fall_with_the_length_of_the_context(corpus: Corpus) -> None:
-    assert corpus.floors == pytest.approx({"unigram": 4.55, "bigram": 3.62, "trigram": 2.97}, abs=0.05)
+    assert corpus.floors == pytest.approx({"unigram": 4.55, "bigram": 3.62, "trigram": 2.97}, abs=0.01)
     assert corpus.floors["unigram"] > corpus.floors["bigram"] > corpus.floors["trigram"]
 
 

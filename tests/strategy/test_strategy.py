@@ -337,7 +337,27 @@ def test_interval_and_clock_together_are_refused() -> None:
         TickStrategy(4, clock=EverySteps(8))
 
 
-@pytest.mark.parametrize("options", [{"sync_batchnorm": True}])
-def test_sync_batchnorm_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(WorkerError, match="sync_batchnorm=True talks at every step"):
-        workers(lambda: TickStrategy(interval=4), steps=4, options=options)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sync_batchnorm": True}, "sync_batchnorm=True talks at every step"),
+        ({"max_time": "00:01:00:00"}, "talks at every batch: give max_steps"),
+        ({"val_check_interval": "00:00:00:05"}, "differs between workers"),
+    ],
+)
+def test_trainer_options_that_talk_at_every_step_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(WorkerError, match=message):
+        workers(lambda: TickStrategy(interval=4), steps=4, options=options, norm=True)
+
+
+def accumulated_loss() -> tuple[float, float]:
+    seen: list[dict[str, float]] = []
+    toy, strategy = Toy(), TickStrategy(interval=2)
+    strategy.on_tick.append(seen.append)
+    trainer_for(strategy, 1, steps=2, accumulate_grad_batches=3).fit(toy)
+    return seen[0]["tick/loss"], sum(toy.losses) / len(toy.losses)
+
+
+def test_tick_loss_counts_every_accumulated_batch() -> None:
+    ((told, own),) = run_workers(1, accumulated_loss)
+    assert told == pytest.approx(own, rel=1e-5)

@@ -62,6 +62,7 @@ class Record(Callback):
         self.train_seconds = 0.0
         self.last_val: tuple[int, dict[str, float]] | None = None
         self._running_since: float | None = None
+        self._listens = False
 
     def state_dict(self) -> dict[str, Any]:
         return {"train_seconds": self.seconds()}
@@ -80,8 +81,10 @@ class Record(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             self.file.forget_after(trainer.global_step)
-        if hasattr(trainer.strategy, "on_tick"):
-            trainer.strategy.on_tick.append(lambda metrics: self.write(trainer, metrics))
+        listeners = getattr(trainer.strategy, "on_tick", None)
+        if listeners is not None and not self._listens:
+            listeners.append(lambda metrics: self.write(trainer, metrics))
+            self._listens = True
         self._running_since = time.perf_counter()
 
     def on_train_batch_end(

@@ -17,9 +17,12 @@ _HOME = {
     "Parameters": "sync",
     "FP32": "wire",
     "Ledger": "ledger",
+    "Refused": "workers",
     "Stopped": "shutdown",
 }
-__all__ = ["DDP", "FP32", "EverySteps", "Facts", "Gradients", "Ledger", "Parameters", "Stopped", "TickStrategy"]
+__all__ = [
+    "DDP", "FP32", "EverySteps", "Facts", "Gradients", "Ledger", "Parameters", "Refused", "Stopped", "TickStrategy",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from datetime import timedelta
 from itertools import count
 from typing import Any, Protocol
@@ -96,10 +96,11 @@ class Heartbeat:
         if self._thread is None:
             return
         self._closed.set()
-        self._thread.join()
+        self._thread.join(5.0)  # it may wait for a store that is gone
         self._thread = None
         if not self._published:
-            self._store.set(f"at/{self.rank}", str(self._attempted))
+            with suppress(RuntimeError):
+                self._store.set(f"at/{self.rank}", str(self._attempted))
 
     def stop_now(self, completed: int) -> int | None:
         """The signal to stop for if every worker stops after step `completed`, else None: the next step may start."""

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -23,7 +24,7 @@ from ticks.strategy.clock import Clock, EverySteps, Facts
 from ticks.strategy.flat import FlatBuffer, copy
 from ticks.strategy.sync import Gradients, Sync
 from ticks.strategy.wire import FP32, Wire, ring_bytes
-from ticks.strategy.workers import WorkerStrategy
+from ticks.strategy.workers import Refused, WorkerStrategy
 
 FIELDS = ("loss", "seconds", "drift", "stop")  # what each worker tells the others at a tick
 
@@ -66,7 +67,8 @@ class TickStrategy(WorkerStrategy):
         self._round_loss: Tensor | float = 0.0
         self._round_steps = 0
         self._round_seconds = 0.0
-        self._step_started = 0.0
+        self._step_started: float | None = None
+        self._waited = 0.0  # for the other workers, inside the current step
         self._drift: Tensor | float = 0.0
         self._mean_loss = self._slowest = math.nan
         self._stop_wanted = self._stop_agreed = self._in_training_step = False
@@ -80,16 +82,16 @@ class TickStrategy(WorkerStrategy):
     def _refuse_what_talks(self, trainer: Trainer) -> None:
         super()._refuse_what_talks(trainer)
         if self._layer_sync is not None:
-            raise ValueError("sync_batchnorm=True talks at every step: leave it out, buffers are averaged at ticks")
+            raise Refused("sync_batchnorm=True talks at every step: leave it out, buffers are averaged at ticks")
+        if any(isinstance(callback, Timer) for callback in getattr(trainer, "callbacks", ())):
+            raise Refused("max_time (the Timer callback) talks at every batch: give max_steps")
         if trainer.state.fn != TrainerFn.FITTING or not self.sync.averages_gradients:
             return
         assert self.lightning_module is not None
         if not self.lightning_module.automatic_optimization:
-            raise ValueError("sync rule `gradients` needs automatic optimization: use sync=Parameters()")
+            raise Refused("sync rule `gradients` needs automatic optimization: use sync=Parameters()")
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
-            raise ValueError(
-                "sync rule `gradients` cannot average scaled gradients: use bf16-mixed or sync=Parameters()"
-            )
+            raise Refused("sync rule `gradients` cannot average scaled gradients: use bf16-mixed or sync=Parameters()")
 
     def configure_ddp(self) -> None:
         """No wrapper. All workers start from worker 0's parameters and buffers, the frozen ones included."""
@@ -103,7 +105,6 @@ class TickStrategy(WorkerStrategy):
         self._total_steps = self.lightning_module.trainer.estimated_stepping_batches
         if self.next_tick <= self.step:
             self._begin_round()
-        self._step_started = time.perf_counter()
 
     def on_train_end(self) -> None:
         """A last tick, where training ended in the middle of a round."""
@@ -120,7 +121,8 @@ class TickStrategy(WorkerStrategy):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
-        self._step_started = time.perf_counter()
+        if self._step_started is None:
+            self._step_started = time.perf_counter()
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         self._in_training_step = True
@@ -128,6 +130,10 @@ class TickStrategy(WorkerStrategy):
             return super().training_step(*args, **kwargs)
         finally:
             self._in_training_step = False
+
+    def pre_backward(self, closure_loss: Tensor) -> None:
+        super().pre_backward(closure_loss)
+        self._round_loss = self._round_loss + closure_loss.detach().float()  # a share of it, where batches accumulate
 
     def reduce(self, tensor: Any, *args: Any, **kwargs: Any) -> Any:
         if self._in_training_step:
@@ -138,8 +144,6 @@ class TickStrategy(WorkerStrategy):
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         def closure_of_step() -> Any:
             loss = closure()
-            if isinstance(loss, Tensor):
-                self._round_loss = self._round_loss + loss.detach().float()
             if self.sync.averages_gradients and self.step + 1 >= self.next_tick:
                 self._average_gradients()
             return loss
@@ -150,7 +154,9 @@ class TickStrategy(WorkerStrategy):
         super()._end_step()
         self._agreed = self.world_size == 1
         self._round_steps += 1
-        self._round_seconds += time.perf_counter() - self._step_started
+        now = time.perf_counter()
+        self._round_seconds += now - (self._step_started or now) - self._waited
+        self._step_started, self._waited = None, 0.0
         if self.step >= self.next_tick:
             self._tick()
             self._begin_round()
@@ -176,6 +182,7 @@ class TickStrategy(WorkerStrategy):
     def _average_gradients(self) -> None:
         """Replace this worker's gradients by the mean over all, before clipping and the optimizer see them."""
         parameters, flat = self.trainable(), self._buffer()
+        spent = self.ledger.seconds
         with self.ledger.timed():
             places = flat.views[: len(parameters)]
             missing = [(p, place) for p, place in zip(parameters, places, strict=True) if p.grad is None]
@@ -188,6 +195,7 @@ class TickStrategy(WorkerStrategy):
             for parameter, place in missing:
                 if place.any():  # another worker's batch used it
                     parameter.grad = place.to(parameter.dtype, copy=True)
+        self._waited = self.ledger.seconds - spent
 
     def _tick(self) -> None:
         with self.ledger.timed():

@@ -22,6 +22,10 @@ from ticks.strategy.shutdown import Heartbeat, Stopped, leave, quieten
 log = logging.getLogger(__name__)
 
 
+class Refused(ValueError):
+    """A combination that would not do what it says; raised on every worker before training starts."""
+
+
 class WorkerStrategy(DDPStrategy):
     """DDPStrategy with a launcher, a shutdown and checkpoints that do what they should.
 
@@ -69,13 +73,13 @@ class WorkerStrategy(DDPStrategy):
         super().setup(trainer)
 
     def _compare_fingerprints(self) -> None:
-        """ValueError, on every worker, unless all were started with the same configuration."""
+        """`Refused` unless all workers were started with the same configuration."""
         mine = f"{self.fingerprint} {self.describe()}"
         everyones: list[Any] = [None] * self.world_size
         dist.all_gather_object(everyones, mine)
         different = [rank for rank, theirs in enumerate(everyones) if theirs != everyones[0]]
         if different:
-            raise ValueError(
+            raise Refused(
                 f"workers {different} were started with another configuration than worker 0"
                 f" ({everyones[different[0]]!r} instead of {everyones[0]!r})"
             )
@@ -85,14 +89,12 @@ class WorkerStrategy(DDPStrategy):
         return type(self).__name__
 
     def _refuse_what_talks(self, trainer: Trainer) -> None:
-        """ValueError for Trainer options that exchange messages at every batch or by each worker's own clock."""
+        """`Refused` for Trainer options that exchange messages at every batch or by each worker's own clock."""
         for callback in trainer.checkpoint_callbacks:
             if getattr(callback, "_train_time_interval", None) is not None:
-                raise ValueError(
-                    "ModelCheckpoint(train_time_interval=...) talks at every batch: use every_n_train_steps"
-                )
+                raise Refused("ModelCheckpoint(train_time_interval=...) talks at every batch: use every_n_train_steps")
         if getattr(trainer, "_val_check_time_interval", None) is not None:
-            raise ValueError("val_check_interval as a time differs between workers: give a number of batches")
+            raise Refused("val_check_interval as a time differs between workers: give a number of batches")
 
     def on_train_start(self) -> None:
         super().on_train_start()
