@@ -213,6 +213,8 @@ BAD_INPUT = {
     "task.lr=-1": ("lr=-1", "negative"),
     "resume=nowhere": ("nowhere", "no run directory"),
     "trainer.precision=7": ("precision", "7"),
+    "trainer.val_check_interval=0": ("trainer.val_check_interval=0", "above 0"),
+    "-m foo": ("foo", "cannot read"),
 }
 
 
@@ -265,3 +267,22 @@ def test_tensorboard_writes_event_files_into_the_run(tmp_path: Path) -> None:
     code, output = run_command(tmp_path, *FAST, "logger=tensorboard", "test=false", "sample_bytes=0")
     assert code == 0, output
     assert list(only_run(tmp_path).glob("tensorboard/events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("trainer.max_stepss=30", "did you mean 'max_steps'?"),
+        ("seed=abc", "whole number"),
+        ("model=rms", "chosen groups cannot"),
+        ("model.d_model=64", "keeps its model"),
+        ("task.lr=0.1", "keeps its task"),
+        ("trainer.max_steps=2.5", "must be int"),
+    ],
+)
+def test_mistakes_on_resuming_get_one_clear_message(one_worker: tuple[Path, str], override: str, words: str) -> None:
+    code, output = run_command(one_worker[0].parents[2], f"resume={one_worker[0]}", override)
+    assert code == 2, output
+    assert words in output
+    assert "Traceback" not in output
+    assert summary_of(one_worker[0])["status"] == "finished"

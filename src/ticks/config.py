@@ -63,6 +63,17 @@ def compose_strictly(overrides: Sequence[str], config_dir: Path) -> DictConfig:
     return config
 
 
+def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of each job of `--multirun`, as Hydra's own sweeper cuts them. ConfigError if it cannot."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        return [job for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
+    except HydraException as error:
+        raise ConfigError(f"cannot read the command line: {str(error).splitlines()[0]}") from None
+
+
 def _without_hydra(config: DictConfig) -> DictConfig:
     OmegaConf.set_readonly(config, False)
     OmegaConf.set_struct(config, False)

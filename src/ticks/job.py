@@ -15,8 +15,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from ticks.config import ConfigError, digest, plain
+from ticks.config import ConfigError, check_values, did_you_mean, digest, plain
 from ticks.run_directory import find_unfinished, load_config, new_run_directory
+
+
+KEPT = {"fit": ("data", "model", "task", "seed"), "eval": ("model",)}  # what cannot change once a run has begun
+HARMLESS = ("data.num_workers", "data.eval_batch_size")
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,17 @@ def resumed_job(run_dir: Path, overrides: list[str], mode: str = "fit") -> Job:
         key, _, text = override.partition("=")
         if key == "resume" or choices.get(key) == text:
             continue
-        if "/" in key or key in choices or not _has(config, key):
+        if "/" in key or key in choices:
             raise ConfigError(
-                f"{override}: a run is continued with its own configuration ({run_dir}/config.yaml); only values in it"
-                " can be changed, not the chosen groups"
+                f"{override}: a run is continued with its own configuration ({run_dir}/config.yaml); its values can be"
+                " changed, the chosen groups cannot"
             )
+        check_known(config, key)
+        section = key.partition(".")[0]
+        if section in KEPT[mode] and key not in HARMLESS:
+            raise ConfigError(f"{override}: {run_dir} keeps its {section}, the checkpoint holds it; start a new run")
         OmegaConf.update(config, key, OverridesParser.create().parse_override(override).value())
+    check_values(config)
     checkpoint, complaints = newest_usable(run_dir / "checkpoints")
     for complaint in complaints if global_rank() == 0 else ():
         print(f"warning: {complaint}; using the one before it", file=sys.stderr, flush=True)
@@ -112,10 +121,14 @@ def moved(config: DictConfig, run_dir: str) -> DictConfig:
     return OmegaConf.create(follow(OmegaConf.to_container(config)))
 
 
-def _has(config: DictConfig, key: str) -> bool:
-    parent, _, name = key.rpartition(".")
-    node = OmegaConf.select(config, parent) if parent else config
-    return isinstance(node, DictConfig) and name in node
+def check_known(config: DictConfig, key: str) -> None:
+    """ConfigError unless the dotted `key` is in `config`."""
+    node: Any = config
+    for name in key.split("."):
+        if not isinstance(node, DictConfig) or name not in node:
+            known = map(str, node) if isinstance(node, DictConfig) else ()
+            raise ConfigError(f"unknown key '{key}'{did_you_mean(name, known)}")
+        node = node[name]
 
 
 def relative(path: Path) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from ticks.config import ConfigError, build, check_targets, compose_strictly
+from ticks.config import ConfigError, build, check_targets, compose_strictly, expand_sweep
 from ticks.job import Job, global_rank, planned_job, relative
 from ticks.run_directory import discard_if_empty, locked
 
@@ -55,11 +55,7 @@ def _check_command_line(arguments: list[str], config_dir: Path) -> None:
     if not flags:
         compose_strictly(overrides, config_dir)
     elif set(flags) <= set(MULTIRUN) and not any(o.startswith("hydra/") for o in overrides):
-        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-        from hydra.core.override_parser.overrides_parser import OverridesParser
-
-        parsed = OverridesParser.create().parse_overrides(overrides)
-        for job in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]:
+        for job in expand_sweep(overrides):
             compose_strictly(job, config_dir)
 
 
@@ -246,6 +242,8 @@ class _Run:
                 f"trainer.devices={devices} asks for {asked} workers, but there are {trainer.world_size}"
                 f" (WORLD_SIZE={os.environ.get('WORLD_SIZE')} in the environment)"
             )
+        if config.val_check_interval is not None and config.val_check_interval <= 0:
+            raise ConfigError(f"trainer.val_check_interval={config.val_check_interval} must be above 0 steps")
         try:
             self.worker_batch_size = self.data.worker_batch_size(trainer.world_size, trainer.accumulate_grad_batches)
         except ValueError as error:

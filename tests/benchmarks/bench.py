@@ -1,4 +1,4 @@
-"""What ticks costs: `python tests/benchmarks/bench.py [NAME ...] [--json FILE]`, or `make bench`; about 5 minutes.
+"""What ticks costs: `python tests/benchmarks/bench.py [NAME ...] [--json FILE]`, or `make bench`; 5 to 10 minutes.
 
     tick         one tick against a bare all-reduce of the same bytes, 2 and 4 workers
     speed_ticks  steps per second of 4 workers at interval 64 against 4 workers that do not talk
@@ -41,6 +41,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.data import DataLoader
 
 from ticks.config import build, compose_strictly
 from ticks.models import DecoderTransformer
@@ -98,11 +99,10 @@ class OnlyParameters(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=1e-4)
 
-    def train_dataloader(self) -> list[Tensor]:
-        return [torch.zeros(1)] * 1000
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(torch.zeros(1000, 1))  # type: ignore[arg-type]
 
-    def val_dataloader(self) -> list[Tensor]:
-        return [torch.zeros(1)]
+    val_dataloader = train_dataloader
 
 
 def quiet_trainer(strategy: TickStrategy | DDP, workers: int, **options: Any) -> Trainer:
@@ -199,6 +199,7 @@ def fit(config: DictConfig, segments: Segments) -> list[np.ndarray]:
 
 def compare(ours: np.ndarray, others: np.ndarray, what: str) -> tuple[float, str]:
     """The median ratio of rates (pairs, clocks) by the clock, and a note."""
+    console.print()  # ends the line of dots
     (ratio, of_processor), pairs = np.median(ours / others, axis=0), (ours / others)[:, 0]
     note = (
         f"{np.median(ours[:, 0]):.1f} steps/s, {what} {np.median(others[:, 0]):.1f};"
