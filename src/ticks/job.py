@@ -18,7 +18,6 @@ from omegaconf import DictConfig, OmegaConf
 from ticks.config import ConfigError, check_values, did_you_mean, digest, plain
 from ticks.run_directory import find_unfinished, load_config, new_run_directory
 
-
 KEPT = {"fit": ("data", "model", "task", "seed"), "eval": ("model",)}  # what cannot change once a run has begun
 HARMLESS = ("data.num_workers", "data.eval_batch_size")
 

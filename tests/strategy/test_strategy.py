@@ -151,8 +151,9 @@ def test_ledger_bytes_are_the_rings_formula_times_the_payload(sync: type, parts:
     n, steps, interval = 4, 6, 3
     ledgers = [r["ledger"] for r in workers(lambda: TickStrategy(interval=interval, sync=sync()), n=n, steps=steps)]
     parameters = sum(p.numel() for p in Toy().parameters())
-    tick = 4 * (parameters + len(FIELDS) * n)  # parameters and facts, 4 bytes each
-    gradients = 4 * parameters if parts == 2 else 0
+    placed = sum(-(-p.numel() // 16) * 16 for p in Toy().parameters())  # each tensor begins at a multiple of 64 bytes
+    tick = 4 * (placed + len(FIELDS) * n)  # parameters and facts, 4 bytes each
+    gradients = 4 * placed if parts == 2 else 0
     per_tick = 2 * (n - 1) * tick // n + 2 * (n - 1) * gradients // n
     for ledger in ledgers:
         assert (ledger.ticks, ledger.messages, ledger.bytes_sent) == (2, 2 * parts, 2 * per_tick)
@@ -184,7 +185,7 @@ def test_frozen_parameters_start_equal_and_do_not_travel() -> None:
 
     (first, sent), (second, _) = run_workers(2, freeze)
     assert torch.equal(first, second)
-    assert sent == 2 * ring_bytes(4 * (16 + 1 + len(FIELDS) * 2), 2)
+    assert sent == 2 * ring_bytes(4 * (16 + 16 + len(FIELDS) * 2), 2)  # 16 weights, 1 bias with its padding
 
 
 def validate_in_the_middle(rank_losses: bool = False) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 Shapes: B batch, T time, D d_model, H heads, K = D / H features of one head.
 """
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,8 +46,15 @@ class CausalSelfAttention(nn.Module):
 def rotate(x_BxHxTxK: Tensor, base: float = 10_000.0) -> Tensor:
     """Turn each pair (x_i, x_{i+K/2}) at position t by the angle t base^(-2i/K) (arXiv 2104.09864)."""
     T, K = x_BxHxTxK.shape[-2:]
-    frequency = base ** (-torch.arange(0, K, 2, device=x_BxHxTxK.device, dtype=torch.float32) / K)
-    angle_TxK2 = torch.outer(torch.arange(T, device=x_BxHxTxK.device, dtype=torch.float32), frequency)
-    cos, sin = angle_TxK2.cos().to(x_BxHxTxK.dtype), angle_TxK2.sin().to(x_BxHxTxK.dtype)
+    cos_TxK2, sin_TxK2 = rotations(T, K, base, x_BxHxTxK.device, x_BxHxTxK.dtype)
     first, second = x_BxHxTxK.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    return torch.cat([first * cos_TxK2 - second * sin_TxK2, first * sin_TxK2 + second * cos_TxK2], dim=-1)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # made while evaluating, it must serve training too
+def rotations(T: int, K: int, base: float, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the angles t base^(-2i/K), each (T, K / 2)."""
+    frequency = base ** (-torch.arange(0, K, 2, device=device, dtype=torch.float32) / K)
+    angle_TxK2 = torch.outer(torch.arange(T, device=device, dtype=torch.float32), frequency)
+    return angle_TxK2.cos().to(dtype), angle_TxK2.sin().to(dtype)

@@ -38,16 +38,20 @@ class WorkerLauncher(_SubprocessScriptLauncher):
         self.command = command
         self.dead: str | None = None  # what happened to the first worker that died
         self._done = threading.Event()
+        self._failed = False  # whether worker 0 left its last fit, validate or test by an exception
 
     def launch(self, function: Callable, *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
         environment = self.cluster_environment
         environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
         if not environment.creates_processes_externally:
             self._call_children_scripts()
-            atexit.register(self.kill_all)
+            atexit.register(self._end)
             threading.Thread(target=self._observe, name="ticks-observer", daemon=True).start()
         _set_num_threads_if_needed(num_processes=self.num_processes)
-        return function(*args, **kwargs)
+        self._failed = True
+        result = function(*args, **kwargs)
+        self._failed = False
+        return result
 
     def _call_children_scripts(self) -> None:
         if self.command is None:
@@ -71,6 +75,12 @@ class WorkerLauncher(_SubprocessScriptLauncher):
         for process in self.procs:
             if process.poll() is None:
                 process.send_signal(signum)
+
+    def _end(self) -> None:
+        """At exit: workers that do what worker 0 did end by themselves; nobody waits for one that failed."""
+        if not self._failed:
+            self.wait(30)
+        self.kill_all()
 
     def kill_all(self) -> None:
         """End every worker that this process started, at once."""

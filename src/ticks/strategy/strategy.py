@@ -61,7 +61,9 @@ class TickStrategy(WorkerStrategy):
         self.interval = 0  # length of the current round
         self.next_tick = 0  # the step after which it ends
         self.on_tick: list[Callable[[dict[str, float]], None]] = []  # told the facts of each tick, on every worker
-        self._flat: FlatBuffer | None = None
+        self._flat: FlatBuffer | None = None  # where parameters and floating-point buffers live while training lasts
+        self._adopted: list[Tensor] = []  # those that do
+        self._gradients: FlatBuffer | None = None
         self._agreed = True  # whether all workers hold the same parameters right now
         self._own: list[Tensor] | None = None  # this worker's tensors while the agreed model stands in their place
         self._round_loss: Tensor | float = 0.0
@@ -103,6 +105,8 @@ class TickStrategy(WorkerStrategy):
         super().on_train_start()
         assert self.lightning_module is not None
         self._total_steps = self.lightning_module.trainer.estimated_stepping_batches
+        if self.world_size > 1:
+            self._buffer()
         if self.next_tick <= self.step:
             self._begin_round()
 
@@ -144,7 +148,7 @@ class TickStrategy(WorkerStrategy):
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         def closure_of_step() -> Any:
             loss = closure()
-            if self.sync.averages_gradients and self.step + 1 >= self.next_tick:
+            if self.world_size > 1 and self.sync.averages_gradients and self.step + 1 >= self.next_tick:
                 self._average_gradients()
             return loss
 
@@ -181,16 +185,18 @@ class TickStrategy(WorkerStrategy):
 
     def _average_gradients(self) -> None:
         """Replace this worker's gradients by the mean over all, before clipping and the optimizer see them."""
-        parameters, flat = self.trainable(), self._buffer()
+        parameters = self.trainable()
+        if self._gradients is None or self._gradients.shapes != [p.shape for p in parameters]:
+            self._gradients = FlatBuffer(parameters)
         spent = self.ledger.seconds
         with self.ledger.timed():
-            places = flat.views[: len(parameters)]
+            places = self._gradients.views
             missing = [(p, place) for p, place in zip(parameters, places, strict=True) if p.grad is None]
             present = [(p.grad, place) for p, place in zip(parameters, places, strict=True) if p.grad is not None]
             for _, place in missing:
                 place.zero_()
             copy([place for _, place in present], [grad for grad, _ in present])
-            self._mean(flat.all[: sum(p.numel() for p in parameters)])
+            self._mean(self._gradients.all)
             copy([grad for grad, _ in present], [place for _, place in present])
             for parameter, place in missing:
                 if place.any():  # another worker's batch used it
@@ -198,37 +204,58 @@ class TickStrategy(WorkerStrategy):
         self._waited = self.ledger.seconds - spent
 
     def _tick(self) -> None:
+        mine = self._own_facts()
         with self.ledger.timed():
-            tensors, flat = self._travelling(), self._buffer()
-            flat.load(tensors)
-            self._put_facts(flat)
-            n_parameters = sum(p.numel() for p in self.trainable())
-            self.sync.agree(flat.all[:n_parameters], lambda: self._mean(flat.all, exact=flat.tail.numel()))
-            drift = flat.distance(tensors) if self.world_size > 1 else 0.0
-            flat.store(tensors)
-            facts = flat.tail.view(self.world_size, len(FIELDS)).tolist()
+            everyones = self._exchange(mine) if self.world_size > 1 else [mine.tolist()]
         self.ledger.ticks += 1
-        self._count_ddp(self._round_steps)
-        self._agreed, self._drift = True, drift
-        self._learn({name: [row[i] for row in facts] for i, name in enumerate(FIELDS)})
+        self.ledger.ddp_bytes += self._round_steps * self._ddp_bytes_per_step()
+        self._agreed = True
+        self._learn({name: [row[i] for row in everyones] for i, name in enumerate(FIELDS)})
+
+    def _exchange(self, mine: Tensor) -> list[list[float]]:
+        """Agree on the parameters, in one message that also carries every worker's facts, which are returned."""
+        tensors, flat = self._travelling(), self._buffer()
+        flat.load(tensors)
+        facts = flat.tail.view(self.world_size, len(FIELDS))
+        facts.zero_()  # the others' rows: the sum over workers is then everyone's rows
+        facts[self.global_rank] = mine
+        before = flat.sample()
+        parameters = flat.until(len(self.trainable()))
+        self.sync.agree(parameters, lambda: self._mean(flat.all, exact=flat.tail.numel()))
+        after = flat.sample()
+        self._drift = (before - after).norm() / after.norm().clamp_min(1e-30)
+        flat.store(tensors)
+        return facts.tolist()
+
+    def _own_facts(self) -> Tensor:
+        """This worker's row of the facts, in the order of FIELDS."""
+        steps = max(1, self._round_steps)
+        facts = torch.zeros(len(FIELDS), device=self.root_device)
+        facts.copy_(torch.tensor([0.0, self._round_seconds / steps, 0.0, float(self._stop_wanted)]))
+        facts[0], facts[2] = self._round_loss / steps, self._drift
+        return facts
 
     def _buffer(self) -> FlatBuffer:
         """The buffer, made anew if other parameters train than before (a phase may have frozen some)."""
         tensors = self._travelling()
-        if self._flat is None or self._flat.sizes != [t.numel() for t in tensors]:
-            self._flat = FlatBuffer(tensors, tail=len(FIELDS) * self.world_size)
+        if self._flat is None or self._flat.shapes != [t.shape for t in tensors]:
+            if self._flat is not None:
+                self._flat.release(self._adopted)
+            self._flat, self._adopted = FlatBuffer(tensors, tail=len(FIELDS) * self.world_size), tensors
+            self._flat.adopt(tensors)
         return self._flat
+
+    def teardown(self) -> None:
+        if self._flat is not None:
+            self._flat.release(self._adopted)
+            self._flat, self._gradients = None, None
+        super().teardown()
+
+    def _ddp_bytes_per_step(self) -> int:
+        return ring_bytes(4 * sum(p.numel() for p in self.trainable()), self.world_size)
 
     def _mean(self, numbers: Tensor, exact: int = 0) -> None:
         self.ledger.sent(self.wire.mean(numbers, exact))
-
-    def _put_facts(self, flat: FlatBuffer) -> None:
-        """This worker's row of the facts; the others' stay 0, so the sum over workers is everyone's rows."""
-        flat.tail.zero_()
-        mine = flat.tail.view(self.world_size, len(FIELDS))[self.global_rank]
-        steps = max(1, self._round_steps)
-        mine.copy_(torch.tensor([0.0, self._round_seconds / steps, 0.0, float(self._stop_wanted)]))
-        mine[0], mine[2] = self._round_loss / steps, self._drift
 
     def _learn(self, facts: dict[str, list[float]]) -> None:
         """Act on what all workers now know: the same on every worker."""
@@ -255,10 +282,6 @@ class TickStrategy(WorkerStrategy):
             logger.log_metrics(metrics, step=self.step)
         for listener in self.on_tick:
             listener(metrics)
-
-    def _count_ddp(self, steps: int) -> None:
-        payload = 4 * sum(p.numel() for p in self.trainable())
-        self.ledger.ddp_bytes += steps * ring_bytes(payload, self.world_size)
 
     # ---- early stop ----------------------------------------------------------------------------------------------
 
@@ -307,10 +330,11 @@ class TickStrategy(WorkerStrategy):
     # ---- checkpoints ---------------------------------------------------------------------------------------------
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        if self._agreed or self._own is not None:
-            return super().lightning_module_state_dict()
         with self.agreed_model():
-            return {name: tensor.clone() for name, tensor in super().lightning_module_state_dict().items()}
+            state = super().lightning_module_state_dict()
+            if not self.is_global_zero:  # not saved
+                return state
+            return {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
 
     def worker_state(self) -> dict[str, Any]:
         own = None if self._agreed else (self._own or [t.detach() for t in self._travelling()])
