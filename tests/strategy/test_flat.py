@@ -62,13 +62,13 @@ def test_float64_is_not_rounded() -> None:
     assert flat.all.dtype == torch.float64
 
 
-@pytest.mark.parametrize("n", [10, 300 * SAMPLE_BLOCK])
+@pytest.mark.parametrize("n", [10, 2000 * SAMPLE_BLOCK])
 def test_a_sample_estimates_a_distance(n: int) -> None:
     noise = torch.randn(n, generator=torch.Generator().manual_seed(0))
     flat = FlatBuffer([noise])
     flat.adopt([noise])
     sample = flat.sample()
-    assert sample.numel() <= max(n + ALIGNMENT, n // 16)
+    assert sample.numel() <= max(10 + ALIGNMENT, n // 64)
     estimate = sample.norm() / torch.tensor(float(sample.numel())).sqrt()
     assert estimate.item() == pytest.approx(noise.norm().item() / (-(-n // 16) * 16) ** 0.5, rel=0.02)
 

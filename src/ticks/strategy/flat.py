@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 ALIGNMENT = 16  # numbers: each tensor starts at a multiple of 64 bytes, as kernels like it
-SAMPLE_BLOCK, SAMPLE_EVERY = 1024, 16  # `sample` takes one block in 16 of a large buffer
+SAMPLE_BLOCK, SAMPLE_EVERY = 1024, 64  # `sample` takes one block in 64 of a large buffer
 
 
 class FlatBuffer:
@@ -67,7 +67,7 @@ class FlatBuffer:
         """A copy of the body, or of evenly spread blocks of it if it is large: enough to estimate a distance."""
         stride = SAMPLE_BLOCK * SAMPLE_EVERY
         blocks = self.body.numel() // stride
-        if blocks < SAMPLE_EVERY:
+        if blocks < 16:
             return self.body.clone()
         return self.body[: blocks * stride].view(blocks, stride)[:, :SAMPLE_BLOCK].clone()
 
