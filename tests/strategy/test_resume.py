@@ -213,3 +213,18 @@ def test_saving_again_under_the_same_name_leaves_no_stale_worker_files(tmp_path:
     assert damage(tmp_path / "x.ckpt") is None
     shutil.rmtree(tmp_path / "x.workers")
     assert damage(tmp_path / "x.ckpt") is not None
+
+
+def test_a_run_made_longer_keeps_its_ticks_at_multiples_of_the_interval(tmp_path: Path) -> None:
+    def job(steps: int, resume: str | None) -> list[int]:
+        pl.seed_everything(0, verbose=False)
+        ticks: list[int] = []
+        strategy = TickStrategy(interval=4)
+        strategy.on_tick.append(lambda _: ticks.append(strategy.step))
+        trainer = trainer_for(strategy, 2, steps=steps)
+        trainer.fit(Toy(), ckpt_path=resume)
+        trainer.save_checkpoint(tmp_path / "end.ckpt")
+        return ticks
+
+    assert run_workers(2, job, 10, None)[0] == [4, 8, 10]
+    assert run_workers(2, job, 18, str(tmp_path / "end.ckpt"))[0] == [12, 16, 18]

@@ -76,8 +76,7 @@ class TickStrategy(WorkerStrategy):
         self._stop_wanted = self._stop_agreed = self._in_training_step = False
 
     def describe(self) -> str:
-        clock = ", ".join(f"{name}={value}" for name, value in vars(self.clock).items())
-        return f"{type(self.clock).__name__}({clock}) {type(self.sync).__name__} {type(self.wire).__name__}"
+        return f"{_describe(self.clock)} {_describe(self.sync)} {_describe(self.wire)}"
 
     # ---- start and end -------------------------------------------------------------------------------------------
 
@@ -107,6 +106,7 @@ class TickStrategy(WorkerStrategy):
         self._total_steps = self.lightning_module.trainer.estimated_stepping_batches
         if self.world_size > 1:
             self._buffer()
+        self._stop_agreed = False
         if self.next_tick <= self.step:
             self._begin_round()
 
@@ -141,8 +141,8 @@ class TickStrategy(WorkerStrategy):
 
     def reduce(self, tensor: Any, *args: Any, **kwargs: Any) -> Any:
         if self._in_training_step:
-            raise ValueError("self.log(..., sync_dist=True) in training_step talks at every step: log without it;"
-                             " tick/loss is the mean over the workers")  # fmt: skip
+            raise Refused("self.log(..., sync_dist=True) in training_step talks at every step: log without it;"
+                          " tick/loss is the mean over the workers")  # fmt: skip
         return super().reduce(tensor, *args, **kwargs)
 
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
@@ -163,7 +163,8 @@ class TickStrategy(WorkerStrategy):
         self._step_started, self._waited = None, 0.0
         if self.step >= self.next_tick:
             self._tick()
-            self._begin_round()
+            if self.step < self._total_steps:
+                self._begin_round()
 
     def _begin_round(self) -> None:
         rates = [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups]
@@ -177,7 +178,7 @@ class TickStrategy(WorkerStrategy):
         length = self.clock.next_interval(facts)
         if length < 1:
             raise ValueError(f"{type(self.clock).__name__} chose an interval of {length} steps; it must be at least 1")
-        self.interval = int(min(length, max(1, self._total_steps - self.step)))
+        self.interval = int(min(length, max(1, self._total_steps - self.step)))  # the last round is rarely full
         self.next_tick = self.step + self.interval
         self._round_loss, self._round_steps, self._round_seconds = 0.0, 0, 0.0
 
@@ -365,6 +366,14 @@ class TickStrategy(WorkerStrategy):
         self._drift, self._mean_loss, self._slowest = now["drift"], now["mean_loss"], now["slowest"]
         self._stop_wanted = now["stop_wanted"]
         self.sync.load_state_dict(state["sync"])
+
+
+def _describe(part: Any) -> str:
+    """A clock, rule or wire by its class and settings, those inside it too."""
+    if not isinstance(part, Clock | Sync | Wire):
+        return repr(part)
+    settings = (f"{name}={_describe(value)}" for name, value in vars(part).items() if not isinstance(value, Tensor))
+    return f"{type(part).__name__}({', '.join(settings)})"
 
 
 class NonFiniteLoss(RuntimeError):
