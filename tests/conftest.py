@@ -1,5 +1,6 @@
 """Shared by all tests: a cache of their own, one thread per worker, and `run_workers`."""
 
+import logging
 import multiprocessing as mp
 import os
 import pickle
@@ -143,6 +144,7 @@ class Command:
 
 def _command(directory: Path, arguments: tuple[str, ...], program: str, env: dict[str, str], output: Path) -> None:
     os.setpgid(0, 0)
+    logging.getLogger().handlers.clear()  # pytest's
     os.chdir(directory)
     os.environ |= env
     with output.open("w") as file:

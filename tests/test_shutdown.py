@@ -36,7 +36,9 @@ def gone(command: Command, started: float, within: float = 20.0) -> None:
 
 
 def other_worker(command: Command) -> int:
-    return next(pid for pid in command.group() if pid != command.process.pid)
+    """Worker 1: a child of worker 0 that runs Python on a job file."""
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in command.group()}
+    return min(pid for pid, text in commands.items() if "ticks-job" in text)
 
 
 TARGETS: dict[str, Callable[[Command], None]] = {
@@ -131,3 +133,41 @@ def test_resuming_after_a_signal_is_bit_exact(workers: int, how: int, tmp_path: 
         for a, b in zip(optimizers, optimizers_again, strict=True):
             for key, values in a["state"].items():
                 assert all(torch.equal(v, b["state"][key][name]) for name, v in values.items())
+
+
+def test_sigterm_during_the_last_validation_still_stops_with_a_checkpoint(tmp_path: Path) -> None:
+    command = Command(tmp_path, "debug=fast", "trainer.devices=2", "trainer.max_steps=40", "sample_bytes=0",
+                      "trainer.val_check_interval=40", "trainer.limit_val_batches=null", "data.eval_batch_size=1",
+                      "callbacks.checkpoint.every_n_train_steps=40")  # fmt: skip
+    deadline = time.monotonic() + 90
+    while not list(tmp_path.glob("logs/runs/*/checkpoints/step-00000040.ckpt")):
+        assert time.monotonic() < deadline, command.output
+        assert command.process.is_alive(), command.output
+        time.sleep(0.005)
+    os.kill(command.process.pid, signal.SIGTERM)  # the validation of step 40 comes after its checkpoint
+    assert command.end(40) == 143, command.output
+    assert "Traceback" not in command.output, command.output
+    assert (only_run(tmp_path) / "checkpoints" / "stopped.ckpt").exists()
+
+
+def test_sigterm_to_one_worker_outside_training_stops_all_without_a_stack_trace(tmp_path: Path) -> None:
+    command = Command(tmp_path, "debug=fast", "trainer.devices=2", "trainer.limit_val_batches=null",
+                      "data.eval_batch_size=1")  # fmt: skip
+    command.wait_for("tokens per step")
+    while len(command.group()) < 2:
+        time.sleep(0.05)
+    time.sleep(4)  # in start-up or in the first validation
+    began = time.monotonic()
+    os.kill(other_worker(command), signal.SIGTERM)
+    assert command.end(20) == 143, command.output
+    gone(command, began)
+    assert "Traceback" not in command.output, command.output
+
+
+def test_loader_processes_do_not_turn_a_stop_into_a_failure(tmp_path: Path) -> None:
+    command = start(tmp_path, "data.num_workers=1")
+    began = time.monotonic()
+    os.killpg(command.process.pid, signal.SIGTERM)
+    assert command.end(20) == 143, command.output
+    gone(command, began)
+    assert "Traceback" not in command.output, command.output

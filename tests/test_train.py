@@ -1,10 +1,11 @@
 """Whole runs, as a user starts them."""
 
+import csv
 import json
-import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -153,17 +154,6 @@ def test_torchrun_works(tmp_path: Path) -> None:
     assert (about["world_size"], about["status"]) == (2, "finished")
 
 
-def test_the_environment_is_given_back(tmp_path: Path) -> None:
-    """In one process: a second, single-worker job after a two-worker one has one worker."""
-    from ticks.strategy.launch import restored_environment
-
-    before = dict(os.environ)
-    with restored_environment():
-        os.environ["WORLD_SIZE"] = "4"
-        os.environ.pop("OMP_NUM_THREADS", None)
-    assert dict(os.environ) == before
-
-
 def test_resume_continues_in_the_same_directory_and_ends_with_the_same_model(
     one_worker: tuple[Path, str], tmp_path: Path
 ) -> None:
@@ -215,6 +205,11 @@ BAD_INPUT = {
     "trainer.precision=7": ("precision", "7"),
     "trainer.val_check_interval=0": ("trainer.val_check_interval=0", "above 0"),
     "-m foo": ("foo", "cannot read"),
+    "+trainer.max_time=00:01:00:00": ("max_time", "give max_steps"),
+    "+trainer.limit_train_batches=4": ("limit_train_batches", "use max_steps"),
+    "task.betas=[2,3]": ("task.betas=[2, 3]", "from 0 to below 1"),
+    "task.lr=nan": ("task.lr=nan", "at least 0"),
+    "model.d_ff=0": ("model.d_ff=0", "at least 1"),
 }
 
 
@@ -273,7 +268,8 @@ def test_tensorboard_writes_event_files_into_the_run(tmp_path: Path) -> None:
     ("override", "words"),
     [
         ("trainer.max_stepss=30", "did you mean 'max_steps'?"),
-        ("seed=abc", "whole number"),
+        ("seed=1", "keeps its seed"),
+        ("sample_bytes=abc", "whole number"),
         ("model=rms", "chosen groups cannot"),
         ("model.d_model=64", "keeps its model"),
         ("task.lr=0.1", "keeps its task"),
@@ -286,3 +282,55 @@ def test_mistakes_on_resuming_get_one_clear_message(one_worker: tuple[Path, str]
     assert words in output
     assert "Traceback" not in output
     assert summary_of(one_worker[0])["status"] == "finished"
+
+
+def test_the_second_job_of_a_sweep_beats_and_stops_as_the_first_does(tmp_path: Path) -> None:
+    """Heartbeats of a sweep's later jobs must find each other: worker 0 has lived through more fits than the others."""
+    command = Command(
+        tmp_path, "-m", *FAST, "trainer.devices=2", "trainer.max_steps=20,100000", "strategy.hang_seconds=2",
+        "trainer.val_check_interval=10000", "callbacks=none", "test=false", "sample_bytes=0",
+    )  # fmt: skip
+    second = "logs/multiruns/*/1/metrics.csv"
+    deadline = time.monotonic() + 90
+    while not [f for f in tmp_path.glob(second) if f.stat().st_size > 500]:
+        assert time.monotonic() < deadline, command.output
+        assert command.process.is_alive(), command.output
+        time.sleep(0.1)
+    time.sleep(3)  # longer than hang_seconds
+    assert command.process.is_alive(), command.output
+    command.process.terminate()
+    assert command.end(20) == 143, command.output
+    assert [summary_of(d)["status"] for d in sorted(tmp_path.glob("logs/multiruns/*/[01]"))] == ["finished", "stopped"]
+
+
+def test_mixed_precision_runs_with_the_default_configuration(tmp_path: Path) -> None:
+    code, output = run_command(tmp_path, *FAST, "trainer.precision=bf16-mixed", "test=false", "sample_bytes=0")
+    assert code == 0, output
+
+
+def test_accumulated_batches_are_recorded_once_a_step_with_the_whole_loss(tmp_path: Path) -> None:
+    code, output = run_command(tmp_path, *FAST, "trainer.accumulate_grad_batches=4", "trainer.val_check_interval=80")
+    assert code == 0, output
+    rows = list(csv.DictReader((only_run(tmp_path) / "metrics.csv").open()))
+    losses = [(int(row["step"]), float(row["train/loss"])) for row in rows if row["train/loss"]]
+    assert [step for step, _ in losses] == [5, 10, 15, 20]
+    assert losses[0][1] > 4  # near ln 256 = 5.5, not a quarter of it
+
+
+def test_evaluation_can_be_switched_off(tmp_path: Path) -> None:
+    code, output = run_command(
+        tmp_path, *FAST, "trainer.limit_val_batches=0", "trainer.limit_test_batches=0", "~callbacks", "~logger"
+    )
+    assert code == 0, output
+    assert summary_of(only_run(tmp_path))["val_loss"] is None
+
+
+def test_traffic_goes_on_counting_when_the_number_of_workers_changes(
+    two_workers: tuple[Path, str], tmp_path: Path
+) -> None:
+    shutil.copytree(two_workers[0], tmp_path / "run")
+    code, output = run_command(tmp_path, "resume=run", "trainer.devices=1", "trainer.max_steps=24")
+    assert code == 0, output
+    before, after = summary_of(two_workers[0]), summary_of(tmp_path / "run")
+    assert after["bytes_sent_per_worker"] == before["bytes_sent_per_worker"]
+    assert after["ticks"] > before["ticks"]

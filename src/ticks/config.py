@@ -141,8 +141,8 @@ def check_values(config: DictConfig) -> None:
             raise ConfigError(f"{key}={value} must be a whole number from {least} to {most}")
     if not isinstance(config.get("test"), bool):
         raise ConfigError(f"test={config.get('test')} must be true or false")
-    if not (name := str(config.get("name") or "")) or "/" in name:
-        raise ConfigError(f"name={name} must be a part of a directory's name: not empty, no '/'")
+    if not re.fullmatch(r"[\w.+=,-]+", name := str(config.get("name") or "")):
+        raise ConfigError(f"name={name} must be a part of a directory's name: letters, digits and . + = , - _")
 
 
 def _check_below(node: Any, base: Any, path: str, added: set[str]) -> None:

@@ -7,6 +7,7 @@ worker decides by itself, from the same command, and comes to the same Job but f
 import os
 import sys
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ def resumed_job(run_dir: Path, overrides: list[str], mode: str = "fit") -> Job:
 
     config = moved(load_config(run_dir), relative(run_dir))
     choices: Any = OmegaConf.to_container(config.pop("choices", OmegaConf.create({})))
-    saved_digest = config.pop("config_digest", None)
+    config_digest = str(config.pop("config_digest"))
+    coordinates: Any = OmegaConf.to_container(config.pop("coordinates", OmegaConf.create({})))
     for override in overrides:
         key, _, text = override.partition("=")
         if key == "resume" or choices.get(key) == text:
@@ -86,6 +88,7 @@ def resumed_job(run_dir: Path, overrides: list[str], mode: str = "fit") -> Job:
         section = key.partition(".")[0]
         if section in KEPT[mode] and key not in HARMLESS:
             raise ConfigError(f"{override}: {run_dir} keeps its {section}, the checkpoint holds it; start a new run")
+        config_digest = sha256(f"{config_digest} {override}".encode()).hexdigest()[:12]
         OmegaConf.update(config, key, OverridesParser.create().parse_override(override).value())
     check_values(config)
     checkpoint, complaints = newest_usable(run_dir / "checkpoints")
@@ -100,8 +103,9 @@ def resumed_job(run_dir: Path, overrides: list[str], mode: str = "fit") -> Job:
         plain(config),
         choices,
         relative(run_dir),
-        saved_digest or digest(config),
+        config_digest,
         str(checkpoint) if checkpoint else None,
+        coordinates,
     )
 
 
@@ -136,10 +140,11 @@ def relative(path: Path) -> str:
 
 
 def global_rank() -> int:
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"):
+    """This process's rank over all nodes, as far as 0 can be told from others before they have met."""
+    for name in ("RANK", "SLURM_PROCID"):
         if name in os.environ:
             return int(os.environ[name])
-    return 0
+    return int(os.environ.get("NODE_RANK", 0)) or int(os.environ.get("LOCAL_RANK", 0))
 
 
 def _started_by_others() -> bool:

@@ -19,8 +19,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from ticks.config import ConfigError, build, check_targets, compose_strictly, expand_sweep
-from ticks.job import Job, global_rank, planned_job, relative
+from ticks.config import (
+    ConfigError,
+    build,
+    check_keys,
+    check_targets,
+    check_values,
+    compose_strictly,
+    expand_sweep,
+)
+from ticks.job import Job, global_rank, planned_job, relative, resumed_job
 from ticks.run_directory import discard_if_empty, locked
 
 if TYPE_CHECKING:
@@ -35,8 +43,13 @@ MULTIRUN = ("-m", "--multirun")
 def main(config_dir: Path) -> None:
     """The command line of train.py. Exit code 0; 2 for a mistake in it; 1 for a failure; 128 + signal if stopped."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no C++ stack traces when a worker ends
+    arguments = sys.argv[1:]
     try:
-        _check_command_line(sys.argv[1:], config_dir)
+        resume = {a.partition("=")[2] for a in arguments if a.startswith("resume=")} - {"auto", "null", ""}
+        if resume and not any(a.startswith("-") for a in arguments):  # the run's configuration counts, not this tree's
+            run(resumed_job(Path(resume.pop()), arguments))
+            return
+        _check_command_line(arguments, config_dir)
     except ConfigError as error:
         _die(error)
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in MULTIRUN)  # Hydra wants it first
@@ -63,6 +76,8 @@ def _hydra_job(config: DictConfig) -> None:
     """One job of Hydra's: a single run, or one of a sweep."""
     run_dir: Path | None = None
     try:
+        check_keys(config, config)
+        check_values(config)
         job = planned_job(config)
         run_dir = Path(job.run_dir)
         run(job)
@@ -104,6 +119,11 @@ def _sigterm_exits() -> "Iterator[None]":
         signal.signal(signal.SIGTERM, before)
 
 
+def _first(results: Any) -> dict[str, float]:
+    """The metrics of an evaluation, {} if it was switched off."""
+    return dict(results[0]) if results else {}
+
+
 class _Run:
     """What the steps of one run share."""
 
@@ -120,10 +140,12 @@ class _Run:
         self.agreed_end = False  # whether the other workers end by themselves
 
     def go(self) -> dict[str, Any] | None:
+        from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
         from ticks.report import wandb
         from ticks.strategy.shutdown import Stopped
         from ticks.strategy.strategy import NonFiniteLoss
-        from ticks.strategy.workers import Refused
+        from ticks.strategy.workers import CheckpointNotWritten, Refused
 
         exit_code = 1
         try:
@@ -140,10 +162,11 @@ class _Run:
         except SystemExit as left:  # a signal before training could be stopped in agreement
             exit_code, self.status = left.code or 1, "stopped"  # type: ignore[assignment]
             raise
-        except (NonFiniteLoss, OSError, Refused) as error:  # each worker knows the same: worker 0 tells it
+        except (NonFiniteLoss, CheckpointNotWritten, Refused, MisconfigurationException) as error:
+            # every worker knows the same: worker 0 tells it
             if not self.is_zero:
                 sys.exit(1)
-            _die(error, USER_MISTAKE if isinstance(error, Refused) else 1)
+            _die(error, 1 if isinstance(error, NonFiniteLoss | CheckpointNotWritten) else USER_MISTAKE)
         except RuntimeError as error:
             self._explain(error)
             raise
@@ -161,7 +184,7 @@ class _Run:
 
         from ticks.report.progress import ProgressLine
         from ticks.report.record import Record
-        from ticks.strategy.workers import WorkerStrategy
+        from ticks.strategy.workers import Refused, WorkerStrategy
 
         config = self.config
         check_targets(config)
@@ -178,8 +201,8 @@ class _Run:
             tokens_per_step=tokens_per_step,
             every_n_steps=config.trainer.get("log_every_n_steps") or 50,
         )
-        callbacks = [build(node, f"callbacks.{name}") for name, node in (config.callbacks or {}).items() if node]
-        wanted = (config.logger or {}).items() if self.is_zero else ()
+        callbacks = [build(node, f"callbacks.{name}") for name, node in (config.get("callbacks") or {}).items() if node]
+        wanted = (config.get("logger") or {}).items() if self.is_zero else ()
         loggers = [build(node, f"logger.{name}") for name, node in wanted if node]
         self._choose_accelerator()
         self.trainer: Trainer = build(
@@ -193,6 +216,10 @@ class _Run:
         )
         assert isinstance(self.trainer.strategy, WorkerStrategy)
         self._check_sizes()
+        try:
+            self.strategy._refuse_what_talks(self.trainer)
+        except Refused as error:
+            raise ConfigError(f"trainer: {error}") from None
         if os.environ.get("LOCAL_RANK", "0") == "0":
             self._prepare_data()
 
@@ -234,7 +261,8 @@ class _Run:
             warnings.filterwarnings("ignore", message)
 
     def _check_sizes(self) -> None:
-        trainer, config = self.trainer, self.config.trainer
+        trainer: Any = self.trainer
+        config = self.config.trainer
         devices = config.devices
         asked = int(devices) * int(config.get("num_nodes", 1)) if isinstance(devices, int) else trainer.world_size
         if trainer.world_size != asked:
@@ -244,6 +272,8 @@ class _Run:
             )
         if config.val_check_interval is not None and config.val_check_interval <= 0:
             raise ConfigError(f"trainer.val_check_interval={config.val_check_interval} must be above 0 steps")
+        if (trainer.limit_train_batches != 1.0 or trainer.overfit_batches) and not trainer.fast_dev_run:
+            raise ConfigError("trainer.limit_train_batches, overfit_batches: training has no epochs; use max_steps")
         try:
             self.worker_batch_size = self.data.worker_batch_size(trainer.world_size, trainer.accumulate_grad_batches)
         except ValueError as error:
@@ -272,14 +302,16 @@ class _Run:
             self._announce()
             log_config(trainer.loggers, self.job.config | {"choices": self.job.choices}, self.job.coordinates)
         if self.job.checkpoint is None:
-            self.before = trainer.validate(task, datamodule=data, verbose=False)[0]  # type: ignore[assignment]
+            self.before = _first(trainer.validate(task, datamodule=data, verbose=False))
         trainer.fit(task, datamodule=data, ckpt_path=self.job.checkpoint)
         final = self.run_dir / "checkpoints" / "final.ckpt"
         trainer.save_checkpoint(self.strategy.broadcast(str(final)))
+        if self.is_zero and (stopped := final.with_name("stopped.ckpt")).exists():
+            self.strategy.remove_checkpoint(stopped)
         last = self.record.last_val
         if last is None or last[0] != trainer.global_step:
             trainer.validate(task, datamodule=data, verbose=False)
-        tests = trainer.test(task, datamodule=data, verbose=False)[0] if self.config.test else {}
+        tests = _first(trainer.test(task, datamodule=data, verbose=False)) if self.config.test else {}
         sample = self._sample()
         if not self.is_zero:
             return None
@@ -299,7 +331,8 @@ class _Run:
 
     def save_config(self) -> None:
         """config.yaml: all that `resume` and `ticks eval` need."""
-        extra = {"choices": self.job.choices, "config_digest": self.job.config_digest}
+        job = self.job
+        extra = {"choices": job.choices, "config_digest": job.config_digest, "coordinates": job.coordinates}
         OmegaConf.save(OmegaConf.create(self.job.config | extra), self.run_dir / "config.yaml")
 
     def _announce(self) -> None:
@@ -381,9 +414,9 @@ class _Run:
         """The validation and test metrics of the run's newest checkpoint."""
         checkpoint = self.job.checkpoint
         trainer, task, data = self.trainer, self.task, self.data
-        metrics = dict(trainer.validate(task, datamodule=data, ckpt_path=checkpoint, verbose=False)[0])
+        metrics = _first(trainer.validate(task, datamodule=data, ckpt_path=checkpoint, verbose=False))
         if self.config.test:
-            metrics |= trainer.test(task, datamodule=data, ckpt_path=checkpoint, verbose=False)[0]
+            metrics |= _first(trainer.test(task, datamodule=data, ckpt_path=checkpoint, verbose=False))
         return {key.replace("/", "_"): value for key, value in metrics.items()} | {"checkpoint": checkpoint}
 
     # ---- the end
@@ -392,7 +425,7 @@ class _Run:
         if self.is_zero:
             name = signal.Signals(stop.signum).name
             again = f"; continue with: python train.py resume={self.run_dir}" if stop.checkpoint else ""
-            print(f"stopped by {name} after step {stop.step}, checkpoint {stop.checkpoint}{again}", flush=True)
+            print(f"stopped by {name} after step {stop.step}, checkpoint {self.checkpoint}{again}", flush=True)
 
     def _explain(self, error: RuntimeError) -> None:
         """A connection that broke because a worker died is told in one line instead of a stack trace."""
@@ -404,6 +437,9 @@ class _Run:
         deadline = time.monotonic() + 3
         while getattr(launcher, "dead", None) is None and time.monotonic() < deadline:
             time.sleep(0.1)
+        if getattr(launcher, "signum", None):
+            self.status = "stopped"
+            sys.exit(128 + launcher.signum)
         if getattr(launcher, "dead", None):
             _die(RuntimeError(f"{launcher.dead}; resume with: python train.py resume={self.run_dir}"), 1)
 

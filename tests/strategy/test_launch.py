@@ -35,8 +35,9 @@ SCRIPT = """
         trainer = Trainer(strategy=strategy, accelerator="cpu", devices=2, max_epochs=2, logger=False,
                           enable_checkpointing=False, enable_progress_bar=False)
         trainer.fit(Net())
-        print("worker", trainer.global_rank, "of", trainer.world_size, "steps", strategy.step, "ticks",
-              strategy.ledger.ticks, flush=True)
+        sys.stdout.write(f"worker {trainer.global_rank} of {trainer.world_size} steps {strategy.step}"
+                         f" ticks {strategy.ledger.ticks}\\n")
+        sys.stdout.flush()
         rest = ("ticks.models", "ticks.tasks", "ticks.data", "ticks.config", "ticks.train", "ticks.report")
         assert not [name for name in sys.modules if name.startswith(rest)]
 """

@@ -68,6 +68,13 @@ def test_resuming_after_any_step_is_bit_exact(name: str, n: int, stop: int, tmp_
 
 
 @pytest.mark.parametrize("name", ["gradients", "ddp"])
+def test_resuming_three_workers_is_bit_exact(name: str, tmp_path: Path) -> None:
+    """With three, the order of a sum shows."""
+    whole = run_workers(3, lambda: train(name, 3, tmp_path, every=1))
+    same(run_workers(3, lambda: train(name, 3, tmp_path / "again", resume=str(tmp_path / "step=7.ckpt"))), whole)
+
+
+@pytest.mark.parametrize("name", ["gradients", "ddp"])
 def test_resuming_from_a_checkpoint_written_by_a_validation_is_bit_exact(name: str, tmp_path: Path) -> None:
     """A validation in the middle of a round, with dropout: the swap and the random state must both be right."""
 

@@ -362,3 +362,34 @@ def accumulated_loss() -> tuple[float, float]:
 def test_tick_loss_counts_every_accumulated_batch() -> None:
     ((told, own),) = run_workers(1, accumulated_loss)
     assert told == pytest.approx(own, rel=1e-5)
+
+
+def freeze_one_and_train_another() -> tuple[Tensor, Tensor, Tensor]:
+    class Phases(Toy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = torch.nn.Linear(6, 6), torch.nn.Linear(6, 6)
+            self.second.requires_grad_(False)
+
+        def loss(self, batch: Any) -> Tensor:
+            x, y = batch
+            return super().loss((self.second(self.first(x)), y))
+
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 4:  # after a tick: the same shapes, other tensors
+                self.frozen = self.first.weight.detach().clone()
+                self.first.requires_grad_(False)
+                self.second.requires_grad_(True)
+
+    pl.seed_everything(0, verbose=False)
+    module = Phases()
+    trainer_for(TickStrategy(interval=2, sync=Parameters()), 2, steps=8).fit(module)
+    return module.frozen, module.first.weight.detach().clone(), module.second.weight.detach().clone()
+
+
+def test_a_phase_may_freeze_some_parameters_and_train_others_of_the_same_shape() -> None:
+    (frozen, first, second), (_, first_there, second_there) = run_workers(2, freeze_one_and_train_another)
+    assert torch.equal(frozen, first)
+    assert torch.equal(first, first_there)
+    assert torch.equal(second, second_there)
+    assert not torch.equal(first, second)

@@ -6,6 +6,7 @@ W takes its own G / W of them. So a batch depends on (seed, step, worker) alone:
 workers does not change what is learnt from, and resuming at step s is starting at step s.
 """
 
+import signal
 from abc import abstractmethod
 from collections.abc import Iterator
 from itertools import count
@@ -97,7 +98,13 @@ class ByteData(LightningDataModule):
 
     def _loader(self, dataset: Dataset) -> DataLoader:
         generator = torch.Generator().manual_seed(0)  # its own: making an iterator must not move the global one
-        return DataLoader(dataset, batch_size=None, num_workers=self.num_workers, generator=generator)
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            num_workers=self.num_workers,
+            generator=generator,
+            worker_init_fn=_leave_signals_to_training,
+        )
 
     def train_dataloader(self) -> DataLoader:
         trainer, corpus = self._attached()
@@ -222,6 +229,12 @@ def _cut(tokens: np.ndarray, windows: np.ndarray, block_size: int) -> dict[str, 
         x[torch.from_numpy(~inside[:, :-1])] = 0
         y[torch.from_numpy(~inside[:, 1:])] = IGNORE
     return {"x": x, "y": y}
+
+
+def _leave_signals_to_training(_: int) -> None:
+    """A loader's process that died of Ctrl-C would take training down before it could stop with a checkpoint."""
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def _mix(seed: int, epoch: int) -> int:

@@ -65,7 +65,8 @@ def prepare(documents: Iterable[bytes], *, identity: str) -> Corpus:
                 raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    return Corpus(**json.loads((directory / "corpus.json").read_text()))
+    about = json.loads((directory / "corpus.json").read_text())
+    return Corpus(**(about | {"directory": str(directory)}))  # wherever the cache lies now
 
 
 def _write(documents: Iterable[bytes], scratch: Path, *, final: Path) -> None:

@@ -80,6 +80,7 @@ class DecoderTransformer(nn.Module):
             "block_size": block_size,
             "d_model": d_model,
             "n_layers": n_layers,
+            "d_ff": 4 * d_model if d_ff is None else d_ff,
         }.items():
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
@@ -93,7 +94,7 @@ class DecoderTransformer(nn.Module):
             Block(
                 d_model,
                 n_heads,
-                d_ff or 4 * d_model,
+                4 * d_model if d_ff is None else d_ff,
                 norm=norm,
                 activation=activation,
                 dropout=dropout,

@@ -7,6 +7,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ticks.report.record import step_loss
+
 
 class ProgressLine(Callback):
     """A progress bar over steps with loss, ticks and MB sent. Worker 0 only.
@@ -66,7 +68,7 @@ class ProgressLine(Callback):
         self.console.print(f"step {trainer.global_step}/{trainer.estimated_stepping_batches}  {text}")
 
     def _facts(self, trainer: Trainer, outputs: Any) -> str:
-        loss = f"loss {float(outputs['loss']):.3f}" if isinstance(outputs, dict) and "loss" in outputs else ""
+        loss = f"loss {step_loss(trainer, outputs):.3f}" if isinstance(outputs, dict) and "loss" in outputs else ""
         ledger = getattr(trainer.strategy, "ledger", None)
         sent = f"tick {ledger.ticks}, {ledger.bytes_sent / 1e6:.1f} MB sent" if ledger else ""
         return "  ".join(part for part in (loss, self._val if self._bar else "", sent) if part)

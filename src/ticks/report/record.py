@@ -52,6 +52,11 @@ class MetricsFile:
         scratch.replace(self.path)
 
 
+def step_loss(trainer: Trainer, outputs: Any) -> float:
+    """Worker 0's loss of the batch just done; Lightning has divided it by the batches it accumulates."""
+    return float(outputs["loss"]) * trainer.accumulate_grad_batches
+
+
 class Record(Callback):
     """Writes metrics.csv in `run_dir` and keeps the training time, over resumed runs too."""
 
@@ -90,9 +95,11 @@ class Record(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if batch_idx + 1 < trainer.accumulate_grad_batches or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # in the middle of a step
         if trainer.is_global_zero and trainer.global_step % self.every_n_steps == 0:
             lr = max((group["lr"] for o in trainer.optimizers for group in o.param_groups), default=0.0)
-            self.write(trainer, {"train/loss": float(outputs["loss"]), "lr": lr})
+            self.write(trainer, {"train/loss": step_loss(trainer, outputs), "lr": lr})
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._pause()

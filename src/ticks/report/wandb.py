@@ -25,10 +25,14 @@ def wandb_logger(
     `offline` null means: online exactly if a key is there. Online and with `log_checkpoints`, checkpoints become
     artifacts. Under a W&B agent the agent's own run is continued.
     """
-    if offline is None:
+    mode = os.environ.get("WANDB_MODE")
+    if offline is None and mode:
+        offline = mode != "online"
+    elif offline is None:
         offline = not _has_key()
         if offline:
             print("W&B: no key found, so this run is logged offline; `wandb sync` uploads it later", flush=True)
+    wandb_mode = "disabled" if mode == "disabled" else "offline" if offline else None
     return WandbLogger(
         project=project,
         entity=entity,
@@ -36,17 +40,15 @@ def wandb_logger(
         group=group,
         tags=tags,
         save_dir=run_dir,
-        id=os.environ.get("WANDB_RUN_ID") or _run_id(Path(run_dir)),
+        id=_run_id(Path(run_dir)),
         resume="allow",
         offline=offline,
         log_model=bool(log_checkpoints and not offline),
-        mode="offline" if offline else None,  # said to wandb.init itself: asking for a key has read the environment
+        mode=wandb_mode,  # said to wandb.init itself: asking for a key has read the environment
     )
 
 
 def _has_key() -> bool:
-    if os.environ.get("WANDB_MODE", "online") != "online":
-        return False
     if os.environ.get("WANDB_API_KEY"):
         return True
     import wandb
@@ -55,11 +57,11 @@ def _has_key() -> bool:
 
 
 def _run_id(run_dir: Path) -> str:
-    """The id kept in the run's directory, made the first time."""
+    """The id kept in the run's directory, made the first time; under a W&B agent it is the agent's."""
     file = run_dir / "wandb_id.json"
     if not file.exists():
         run_dir.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"id": secrets.token_hex(4)}) + "\n")
+        file.write_text(json.dumps({"id": os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)}) + "\n")
     return json.loads(file.read_text())["id"]
 
 

@@ -17,6 +17,10 @@ class DDP(WorkerStrategy):
     Its ledger counts the gradient buckets as they leave; their seconds overlap with backward and are not measured.
     """
 
+    def __init__(self, **kwargs: Any) -> None:
+        # else DDP sums its first step in another order than the rest, and a resumed run is not exact from 3 workers on
+        super().__init__(**({"find_unused_parameters": True} | kwargs))
+
     def _register_ddp_hooks(self) -> None:
         assert isinstance(self.model, DistributedDataParallel)
         self.model.register_comm_hook(state=self, hook=_count_and_reduce)

@@ -1,8 +1,9 @@
-"""One persistent flat buffer: every tensor that travels has its place in it, and a tick copies and allocates nothing.
+"""One persistent flat buffer: every tensor that travels has its place in it, and a tick copies next to nothing.
 
 While training lasts the parameters live in the buffer (`adopt`): each tensor's data is a view of its place, so a tick
-is one in-place all-reduce. What cannot live there (another dtype) is copied in and out. `release` gives every tensor
-storage of its own again: a view saved by itself would drag the whole buffer into the file.
+is one in-place all-reduce and a small sample of before and after. What cannot live there (another dtype) is copied in
+and out. `release` gives every tensor storage of its own again: a view saved by itself would drag the whole buffer into
+the file.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 ALIGNMENT = 16  # numbers: each tensor starts at a multiple of 64 bytes, as kernels like it
-SAMPLE_BLOCK, SAMPLE_EVERY = 1024, 64  # `sample` takes one block in 64 of a large buffer
+SAMPLE_BLOCK, SAMPLE_EVERY = 256, 64  # `sample` takes one block in 64 of a large buffer
 
 
 class FlatBuffer:

@@ -37,6 +37,7 @@ class WorkerLauncher(_SubprocessScriptLauncher):
         super().__init__(cluster_environment, num_processes, num_nodes)
         self.command = command
         self.dead: str | None = None  # what happened to the first worker that died
+        self.signum: int | None = None  # the signal it was stopped by, if it was
         self._done = threading.Event()
         self._failed = False  # whether worker 0 left its last fit, validate or test by an exception
 
@@ -90,6 +91,10 @@ class WorkerLauncher(_SubprocessScriptLauncher):
             process.wait()
         self.procs = []
 
+    def expect_the_end(self) -> None:
+        """All workers end now, in agreement: one that has ended is nothing to worry about."""
+        self._done.set()
+
     def wait(self, seconds: float) -> bool:
         """Wait for the workers to end by themselves; whether all did, with exit code 0 or by an agreed stop."""
         self._done.set()
@@ -106,12 +111,14 @@ class WorkerLauncher(_SubprocessScriptLauncher):
         while not self._done.wait(0.2):
             for rank, process in enumerate(self.procs, start=1):
                 code = process.poll()
-                if code not in (None, 0, 128 + signal.SIGTERM, 128 + signal.SIGINT):
+                if code:
+                    stops = {code_of: s for s in (signal.SIGTERM, signal.SIGINT) for code_of in (128 + s, -s)}
+                    self.signum = stops.get(code)
                     self.dead = f"worker {rank} {describe_exit(code)}"
                     if not self._done.wait(GRACE_SECONDS):
                         print(f"ticks: {self.dead}; ending the other workers", file=sys.stderr, flush=True)
                         self.kill(signal.SIGKILL)
-                        os._exit(1)
+                        os._exit(128 + self.signum if self.signum else 1)
                     return
 
 

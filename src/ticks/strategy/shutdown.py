@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from datetime import timedelta
-from itertools import count
 from typing import Any, Protocol
 
 import torch.distributed as dist
@@ -30,7 +29,6 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 POLL_SECONDS = 0.1  # how often the thread looks at its own worker's flag
-_generation = count()  # fits in this process so far; every worker fits equally often
 
 
 class Stopped(SIGTERMException):
@@ -63,8 +61,16 @@ class Heartbeat:
     """One worker's thread. `abort(message)` must not return: it is called when another worker is gone or hangs."""
 
     def __init__(
-        self, rank: int, world_size: int, *, seconds: float, hang_seconds: float, abort: Callable[[str], None]
+        self,
+        rank: int,
+        world_size: int,
+        *,
+        name: str,
+        seconds: float,
+        hang_seconds: float,
+        abort: Callable[[str], None],
     ) -> None:
+        self.name = name  # the same on all workers, another one for each fit
         self.rank = rank
         self.world_size = world_size
         self.seconds = seconds
@@ -83,9 +89,9 @@ class Heartbeat:
         if self.world_size == 1:
             return
         base: Any = dist.distributed_c10d._get_default_store()
-        prefix = f"ticks/heartbeat/{next(_generation)}"
+        prefix = f"ticks/heartbeat/{self.name}"
         self._store = dist.PrefixStore(prefix, base)
-        own_connection = base.clone()
+        own_connection = base.clone() if hasattr(base, "clone") else base
         own_connection.set_timeout(timedelta(seconds=self.hang_seconds))
         self._thread_store = dist.PrefixStore(prefix, own_connection)
         self._thread = threading.Thread(target=self._run, name="ticks-heartbeat", daemon=True)

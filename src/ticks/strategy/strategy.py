@@ -158,6 +158,8 @@ class TickStrategy(WorkerStrategy):
         super()._end_step()
         self._agreed = self.world_size == 1
         self._round_steps += 1
+        if self.step >= self.next_tick:
+            self._finish_compute()
         now = time.perf_counter()
         self._round_seconds += now - (self._step_started or now) - self._waited
         self._step_started, self._waited = None, 0.0
@@ -186,6 +188,7 @@ class TickStrategy(WorkerStrategy):
 
     def _average_gradients(self) -> None:
         """Replace this worker's gradients by the mean over all, before clipping and the optimizer see them."""
+        self._finish_compute()
         parameters = self.trainable()
         if self._gradients is None or self._gradients.shapes != [p.shape for p in parameters]:
             self._gradients = FlatBuffer(parameters)
@@ -203,6 +206,11 @@ class TickStrategy(WorkerStrategy):
                 if place.any():  # another worker's batch used it
                     parameter.grad = place.to(parameter.dtype, copy=True)
         self._waited = self.ledger.seconds - spent
+
+    def _finish_compute(self) -> None:
+        """Wait for the GPU, so that its queue counts as computing and not as talking."""
+        if self.root_device.type == "cuda":
+            torch.cuda.synchronize(self.root_device)
 
     def _tick(self) -> None:
         mine = self._own_facts()
@@ -239,7 +247,8 @@ class TickStrategy(WorkerStrategy):
     def _buffer(self) -> FlatBuffer:
         """The buffer, made anew if other parameters train than before (a phase may have frozen some)."""
         tensors = self._travelling()
-        if self._flat is None or self._flat.shapes != [t.shape for t in tensors]:
+        same = len(tensors) == len(self._adopted) and all(a is b for a, b in zip(tensors, self._adopted, strict=True))
+        if self._flat is None or not same:
             if self._flat is not None:
                 self._flat.release(self._adopted)
             self._flat, self._adopted = FlatBuffer(tensors, tail=len(FIELDS) * self.world_size), tensors
@@ -249,7 +258,7 @@ class TickStrategy(WorkerStrategy):
     def teardown(self) -> None:
         if self._flat is not None:
             self._flat.release(self._adopted)
-            self._flat, self._gradients = None, None
+            self._flat, self._gradients, self._adopted = None, None, []
         super().teardown()
 
     def _ddp_bytes_per_step(self) -> int:

@@ -26,6 +26,10 @@ class Refused(ValueError):
     """A combination that would not do what it says; raised on every worker before training starts."""
 
 
+class CheckpointNotWritten(OSError):
+    """A worker could not write its part of a checkpoint; raised on every worker."""
+
+
 class WorkerStrategy(DDPStrategy):
     """DDPStrategy with a launcher, a shutdown and checkpoints that do what they should.
 
@@ -44,7 +48,7 @@ class WorkerStrategy(DDPStrategy):
         **kwargs: Any,
     ) -> None:
         for name, value in {"heartbeat_seconds": heartbeat_seconds, "hang_seconds": hang_seconds}.items():
-            if value <= 0:
+            if not 0 < value < float("inf"):
                 raise ValueError(f"{name}={value} must be above 0 seconds")
         super().__init__(checkpoint_io=kwargs.pop("checkpoint_io", None) or files.AtomicCheckpointIO(), **kwargs)
         self.heartbeat_seconds = heartbeat_seconds
@@ -55,6 +59,7 @@ class WorkerStrategy(DDPStrategy):
         self.ledger = Ledger()
         self.dropped: str | None = None  # what a resumed run could not take over
         self._heartbeat: Heartbeat | None = None
+        self._fit_name = ""
         self._worker_state: dict[str, Any] | None = None
         self._random_before_validation: dict[str, Any] | None = None
 
@@ -75,14 +80,20 @@ class WorkerStrategy(DDPStrategy):
     def _compare_fingerprints(self) -> None:
         """`Refused` unless all workers were started with the same configuration."""
         mine = f"{self.fingerprint} {self.describe()}"
-        everyones: list[Any] = [None] * self.world_size
-        dist.all_gather_object(everyones, mine)
+        gathered = self._gather((mine, uuid4().hex))
+        everyones, self._fit_name = [theirs for theirs, _ in gathered], gathered[0][1]
         different = [rank for rank, theirs in enumerate(everyones) if theirs != everyones[0]]
         if different:
             raise Refused(
                 f"workers {different} were started with another configuration than worker 0"
                 f" ({everyones[different[0]]!r} instead of {everyones[0]!r})"
             )
+
+    def _gather(self, thing: Any) -> list[Any]:
+        """Every worker's `thing`, by rank."""
+        things: list[Any] = [None] * self.world_size
+        dist.all_gather_object(things, thing)
+        return things
 
     def describe(self) -> str:
         """What must be equal on all workers, in a few words."""
@@ -104,6 +115,7 @@ class WorkerStrategy(DDPStrategy):
         self._heartbeat = Heartbeat(
             self.global_rank,
             self.world_size,
+            name=self._fit_name,
             seconds=self.heartbeat_seconds,
             hang_seconds=self.hang_seconds,
             abort=self._abort,
@@ -112,8 +124,10 @@ class WorkerStrategy(DDPStrategy):
 
     def on_train_end(self) -> None:
         super().on_train_end()
+        mine = self._heartbeat.signum if self._heartbeat is not None else None
         self._end_heartbeat()
-        self.barrier("ticks: no heartbeat looks for worker 0 any more")
+        if signums := [signum for signum in self._gather(mine) if signum is not None]:  # too late to stop between steps
+            self._stop(signums[0])
 
     def on_exception(self, exception: BaseException) -> None:
         self._end_heartbeat()
@@ -179,9 +193,15 @@ class WorkerStrategy(DDPStrategy):
     def between_steps(self) -> None:
         if self._heartbeat is None or (signum := self._heartbeat.stop_now(self.step)) is None:
             return
+        self._stop(signum)
+
+    def _stop(self, signum: int) -> NoReturn:
+        """Every worker does this after the same step."""
         path = self._stop_path()
         assert self.lightning_module is not None
         self.lightning_module.trainer.save_checkpoint(path)
+        if isinstance(self._launcher, WorkerLauncher):
+            self._launcher.expect_the_end()
         raise Stopped(signum, self.step, path)
 
     def _stop_path(self) -> str:
@@ -198,9 +218,10 @@ class WorkerStrategy(DDPStrategy):
     # ---- checkpoints ---------------------------------------------------------------------------------------------
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Write every worker's file, then worker 0 the checkpoint. OSError, on every worker, if one could not."""
+        """Write every worker's file, then worker 0 the checkpoint. CheckpointNotWritten, on all, if one could not."""
         token = self.broadcast(uuid4().hex[:12])
-        checkpoint[files.KEY] = {"token": token, "world_size": self.world_size, "step": self.step}
+        about = {"token": token, "world_size": self.world_size, "step": self.step}
+        checkpoint[files.KEY] = about | {"ledger": self.ledger.state_dict()}
         self._together(lambda: files.save_worker(filepath, token, self.global_rank, self.worker_state()), filepath)
         self._together(
             lambda: super(WorkerStrategy, self).save_checkpoint(checkpoint, filepath, storage_options), filepath
@@ -214,10 +235,8 @@ class WorkerStrategy(DDPStrategy):
             write()
         except (OSError, RuntimeError) as caught:
             error = f"worker {self.global_rank} could not write checkpoint {path}: {caught}"
-        errors: list[str | None] = [None] * self.world_size
-        dist.all_gather_object(errors, error)
-        if failed := [text for text in errors if text]:
-            raise OSError("; ".join(failed) + ". Earlier checkpoints are untouched.")
+        if failed := [text for text in self._gather(error) if text]:
+            raise CheckpointNotWritten("; ".join(failed) + ". Earlier checkpoints are untouched.")
 
     def worker_state(self) -> dict[str, Any]:
         """What only this worker knows. Worker 0's optimizers are in the `.ckpt` already."""
@@ -251,6 +270,8 @@ class WorkerStrategy(DDPStrategy):
         self.step = checkpoint[files.KEY]["step"] if files.KEY in checkpoint else checkpoint["global_step"]
         if self._worker_state is not None:
             self.load_worker_state(self._worker_state)
+        elif files.KEY in checkpoint:
+            self.ledger.load_state_dict(checkpoint[files.KEY]["ledger"])
 
     def trainable(self) -> list[torch.Tensor]:
         """The parameters that train, in the module's order, chosen by requires_grad."""

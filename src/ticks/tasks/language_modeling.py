@@ -39,12 +39,14 @@ class LanguageModeling(LightningModule):
         bytes_per_token: float = 1.0,
     ) -> None:
         super().__init__()
-        for name, value in {"lr": lr, "weight_decay": weight_decay, "warmup_steps": warmup_steps}.items():
-            if value < 0:
-                raise ValueError(f"{name}={value} must not be negative")
-        if len(betas) != 2:
-            raise ValueError(f"betas={list(betas)} must be two numbers")
-        if bytes_per_token <= 0:
+        for name, value in {"lr": lr, "weight_decay": weight_decay, "warmup_steps": warmup_steps, "eps": eps}.items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name}={value} must be a number of at least 0, not negative")
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas={list(betas)} must be two numbers from 0 to below 1")
+        if not 0 <= min_lr_ratio <= 1:
+            raise ValueError(f"min_lr_ratio={min_lr_ratio} must be from 0 to 1")
+        if not 0 < bytes_per_token < math.inf:
             raise ValueError(f"bytes_per_token={bytes_per_token} must be above 0")
         self.model = model
         self.lr = lr
@@ -93,7 +95,8 @@ class LanguageModeling(LightningModule):
             self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True)
 
     def configure_optimizers(self) -> Any:
-        optimizer = adamw(self, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas, eps=self.eps)
+        fused = "mixed" not in str(self.trainer.precision)  # Lightning does not clip fused steps of scaled gradients
+        optimizer = adamw(self, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas, eps=self.eps, fused=fused)
         scheduler = schedule(
             optimizer,
             warmup_steps=self.warmup_steps,

@@ -7,14 +7,16 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 
-def adamw(module: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float], eps: float) -> AdamW:
+def adamw(
+    module: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float], eps: float, fused: bool = True
+) -> AdamW:
     """AdamW (arXiv 1711.05101) over the trainable parameters; vectors and scalars (biases, norms) do not decay."""
     trainable = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return AdamW([group for group in groups if group["params"]], lr=lr, betas=betas, eps=eps, fused=True)
+    return AdamW([group for group in groups if group["params"]], lr=lr, betas=betas, eps=eps, fused=fused)
 
 
 def warmup_cosine(step: int, *, warmup_steps: int, total_steps: float, min_ratio: float) -> float:
