@@ -9,9 +9,9 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 os.environ["OMP_NUM_THREADS"] = "1"
 for name in ("WANDB_API_KEY", "WANDB_MODE"):
@@ -95,17 +95,31 @@ def _worker(pipe: Any, rank: int, n: int, port: int, function: Callable[..., Any
     os._exit(0)
 
 
+@pytest.fixture(autouse=True)
+def _no_command_left() -> Iterator[None]:
+    """A test that fails in the middle of a command must not leave it running."""
+    yield
+    while Command.started:
+        process = Command.started.pop().process
+        if process.is_alive():
+            os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+
+
 class Command:
     """`python train.py ARGS` (or `ticks ARGS`) in a forked process: what a user runs, without importing torch again.
 
     Its output goes to a file; `process.pid` is worker 0, the leader of its own process group.
     """
 
+    started: ClassVar[list["Command"]] = []
+
     def __init__(self, directory: Path, *arguments: str, program: str = "train.py", env: dict[str, str] | None = None):
         self.output_file = directory / f"output-{len(list(directory.glob('output-*')))}.txt"
         arguments_and_env = (directory, arguments, program, env or {}, self.output_file)
         self.process = mp.get_context("fork").Process(target=_command, args=arguments_and_env)
         self.process.start()
+        self.started.append(self)
 
     @property
     def output(self) -> str:

@@ -22,6 +22,16 @@ def test_the_readme_is_short_and_names_no_file_that_is_not_there() -> None:
             assert (REPOSITORY / path).exists(), path
 
 
+def test_the_makefiles_overrides_compose() -> None:
+    lines = [
+        line for line in (REPOSITORY / "Makefile").read_text().splitlines() if "train.py" in line or "$(FIGURE)" in line
+    ]
+    overrides = [[w for w in line.split() if re.match(r"^[\w.]+=", w)] for line in lines]
+    assert len(overrides) >= 5
+    for words in overrides:
+        compose_strictly(words, REPOSITORY / "configs")
+
+
 def test_make_has_the_targets_that_the_readme_names() -> None:
     makefile = (REPOSITORY / "Makefile").read_text()
     for target in set(re.findall(r"make (train|test|setup|lint|figure|bench)", README)):

@@ -22,10 +22,11 @@ def start(directory: Path, *more: str, workers: int = 2) -> Command:
     command = Command(directory, *LONG, f"trainer.devices={workers}", *more)
     command.wait_for("tokens per step")
     deadline = time.monotonic() + 60
-    while not list(directory.glob("logs/runs/*/checkpoints/*.ckpt")):
+    while not any((run / "metrics.csv").exists() for run in directory.glob("logs/runs/*")):  # written while it trains
         assert time.monotonic() < deadline, command.output
         assert command.process.is_alive(), command.output
         time.sleep(0.05)
+    time.sleep(1.0)
     return command
 
 
