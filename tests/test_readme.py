@@ -23,9 +23,8 @@ def test_the_readme_is_short_and_names_no_file_that_is_not_there() -> None:
 
 
 def test_the_makefiles_overrides_compose() -> None:
-    lines = [
-        line for line in (REPOSITORY / "Makefile").read_text().splitlines() if "train.py" in line or "$(FIGURE)" in line
-    ]
+    makefile = (REPOSITORY / "Makefile").read_text()
+    lines = [line for line in makefile.splitlines() if "train.py" in line or "$(FIGURE)" in line]
     overrides = [[w for w in line.split() if re.match(r"^[\w.]+=", w)] for line in lines]
     assert len(overrides) >= 5
     for words in overrides:

@@ -68,7 +68,9 @@ def show_runs(runs: list[Run]) -> None:
             megabytes(about["bytes_sent_per_worker"]),
             f"{about['steps_per_second'] or 0:.2f}",
         )
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.width = console.width if console.is_terminal else 140
+    console.print(table)
 
 
 def figure(runs: list[Run], out: Path) -> None:
