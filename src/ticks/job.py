@@ -73,7 +73,7 @@ def resumed_job(run_dir: Path, overrides: list[str], mode: str = "fit") -> Job:
 
     config = moved(load_config(run_dir), relative(run_dir))
     choices: Any = OmegaConf.to_container(config.pop("choices", OmegaConf.create({})))
-    config_digest = str(config.pop("config_digest"))
+    config_digest = str(config.pop("config_digest", None) or digest(config))
     coordinates: Any = OmegaConf.to_container(config.pop("coordinates", OmegaConf.create({})))
     for override in overrides:
         key, _, text = override.partition("=")

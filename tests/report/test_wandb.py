@@ -88,14 +88,14 @@ def test_under_an_agent_the_agents_run_is_continued(tmp_path: Path, monkeypatch:
         ({"WANDB_API_KEY": "x" * 40}, True),
     ],
 )
-def test_a_run_is_online_exactly_if_there_is_a_key(
-    environment: dict[str, str], online: bool, monkeypatch: pytest.MonkeyPatch
+def test_a_run_is_online_exactly_if_there_is_a_key_and_nothing_else_was_said(
+    environment: dict[str, str], online: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert ours._has_key() is online
+    assert ours.wandb_logger(run_dir=str(tmp_path))._offline is not online
 
 
 def _logger_without_key(run_dir: str, home: str) -> tuple[bool, Any]:

@@ -40,8 +40,10 @@ class LanguageModeling(LightningModule):
     ) -> None:
         super().__init__()
         for name, value in {"lr": lr, "weight_decay": weight_decay, "warmup_steps": warmup_steps, "eps": eps}.items():
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name}={value} must be a number of at least 0, not negative")
+            if value < 0:
+                raise ValueError(f"{name}={value} must not be negative")
+            if not math.isfinite(value):
+                raise ValueError(f"{name}={value} must be a finite number")
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas={list(betas)} must be two numbers from 0 to below 1")
         if not 0 <= min_lr_ratio <= 1:
