@@ -222,3 +222,10 @@ def test_sizes_that_cannot_be_are_refused(wrong: dict[str, int]) -> None:
 def test_a_corpus_too_small_for_one_window_is_refused() -> None:
     with pytest.raises(ValueError, match=r"too little text: the val split has \d+ bytes .*block_size=5000 needs 5001"):
         words(block_size=5000).prepare_data()
+
+
+def test_padding_of_targets_leaves_the_inputs_alone_in_batches_of_one() -> None:
+    """A batch of one is contiguous as it is: x and y must not share memory."""
+    batches = EvalBatches(np.arange(1, 11, dtype=np.uint8), block_size=4, batch_size=1, worker=1, world_size=2)
+    for i in range(len(batches)):
+        assert (batches[i]["x"] >= 0).all()

@@ -224,7 +224,7 @@ def _cut(tokens: np.ndarray, windows: np.ndarray, block_size: int) -> dict[str, 
     at = windows[:, None] * block_size + np.arange(block_size + 1)
     inside = at < len(tokens)
     xy = torch.from_numpy(tokens[np.minimum(at, len(tokens) - 1)].astype(np.int64))
-    x, y = xy[:, :-1].contiguous(), xy[:, 1:].contiguous()
+    x, y = xy[:, :-1].clone(), xy[:, 1:].clone()  # not views of one tensor: padding differs
     if not inside.all():
         x[torch.from_numpy(~inside[:, :-1])] = 0
         y[torch.from_numpy(~inside[:, 1:])] = IGNORE
