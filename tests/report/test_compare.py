@@ -125,3 +125,12 @@ def test_a_missing_matplotlib_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ConfigError, match=r'figures need matplotlib: pip install -e "\.\[figures\]"'):
         figure(load_runs([run(tmp_path / "a", [8.0, 4.0, 3.0])]), tmp_path / "figure.png")
+
+
+def test_curves_are_told_apart_by_what_differs() -> None:
+    from ticks.report.compare import Run, distinct_labels
+
+    about = {"strategy": "ticks", "sync": "gradients", "interval": 8, "adapter": "none", "world_size": 4, "seed": 0}
+    runs = [Run(Path(name), about | {"norm": name}, []) for name in ("layer_norm", "rms_norm")]
+    assert distinct_labels(runs) == ["gradients, interval 8, norm layer_norm", "gradients, interval 8, norm rms_norm"]
+    assert distinct_labels(runs[:1]) == ["gradients, interval 8"]

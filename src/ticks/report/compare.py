@@ -73,6 +73,12 @@ def show_runs(runs: list[Run]) -> None:
     console.print(table)
 
 
+def distinct_labels(runs: list[Run]) -> list[str]:
+    """Each run's strategy, and whatever else of norm, adapter, workers and seed is not the same for all."""
+    keys = [key for key in ("norm", "adapter", "world_size", "seed") if len({str(r.summary[key]) for r in runs}) > 1]
+    return [", ".join([run.label, *(f"{key} {run.summary[key]}" for key in keys)]) for run in runs]
+
+
 def figure(runs: list[Run], out: Path) -> None:
     """Draw validation bits per byte against MB sent per worker (log scale) and against steps.
 
@@ -85,12 +91,13 @@ def figure(runs: list[Run], out: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    labels = distinct_labels(runs)
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), sharey=True, constrained_layout=True)
     if (suffix := out.suffix[1:]) not in (known := fig.canvas.get_supported_filetypes()):
         plt.close(fig)
         raise ConfigError(f"out={out}: '{suffix}' is no picture format{did_you_mean(suffix, known)}")
     drawn = False
-    for run in runs:
+    for run, label in zip(runs, labels, strict=True):
         points = [
             (int(row["step"]), float(row["bytes_sent"]) / 1e6, float(row["val/bits_per_byte"]))
             for row in run.rows
@@ -100,8 +107,8 @@ def figure(runs: list[Run], out: Path) -> None:
             continue
         drawn = True
         steps, sent, bits = zip(*points, strict=True)
-        left.plot(sent, bits, marker="o", markersize=3.5, label=run.label)
-        right.plot(steps, bits, marker="o", markersize=3.5, label=run.label)
+        left.plot(sent, bits, marker="o", markersize=3.5, label=label)
+        right.plot(steps, bits, marker="o", markersize=3.5, label=label)
     if not drawn:
         plt.close(fig)
         raise ConfigError("nothing to draw: no run has two evaluations during training")

@@ -207,7 +207,8 @@ def quieten(trainer: Trainer, strategy: StopsBetweenSteps) -> None:
     def register() -> None:
         connector._original_handlers = connector._get_current_signal_handlers()
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(signum, lambda signum, frame: strategy.on_signal(signum))
+            for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup
+                    signal.signal(signum, lambda signum, frame: strategy.on_signal(signum))
 
     connector.register_signal_handlers = register
