@@ -10,8 +10,8 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 train: .venv/ready ## run the main job; overrides: make train ARGS="model=rms strategy.clock.interval=16"
 	$(BIN)/python train.py model=ln_ticks trainer.devices=4 $(ARGS)
 
-test: .venv/ready ## run every test
-	$(BIN)/python -m pytest $(ARGS)
+test: .venv/ready ## run every test, on two processors
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 setup: .venv/ready ## create .venv and install the pinned dependencies
 

@@ -98,29 +98,36 @@ def test_a_worker_that_hangs_is_found(tmp_path: Path) -> None:
     assert "worker 1 has not answered for 3 s" in command.output
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
-def test_resuming_after_a_signal_is_bit_exact(workers: int, how: int, tmp_path: Path) -> None:
-    """Stopped in the middle of a round of 64 steps; the resumed run equals one that was never stopped."""
-    options = ("debug=fast", "model.dropout=0.1", "strategy.clock.interval=64", "test=false", "sample_bytes=0",
-               "trainer.limit_val_batches=1", f"trainer.devices={workers}", "trainer.val_check_interval=100",
-               "callbacks.checkpoint.every_n_train_steps=70", "trainer.max_steps=300")  # fmt: skip
-    (tmp_path / "whole").mkdir()
-    code, output = run_command(tmp_path / "whole", *options)
+# rounds of 64 steps, stopped in the middle of one
+RESUMED = ("debug=fast", "model.dropout=0.1", "strategy.clock.interval=64", "test=false", "sample_bytes=0",
+           "trainer.limit_val_batches=1", "trainer.val_check_interval=100",
+           "callbacks.checkpoint.every_n_train_steps=70", "trainer.max_steps=300")  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
+    """The number of workers, and the run directory of a run that was never stopped."""
+    directory = tmp_path_factory.mktemp("whole")
+    code, output = run_command(directory, *RESUMED, f"trainer.devices={request.param}")
     assert code == 0, output
-    (tmp_path / "part").mkdir()
-    command = Command(tmp_path / "part", *options)
+    return request.param, only_run(directory)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
+def test_resuming_after_a_signal_is_bit_exact(whole: tuple[int, Path], how: int, tmp_path: Path) -> None:
+    workers, whole_dir = whole
+    options = (*RESUMED, f"trainer.devices={workers}")
+    command = Command(tmp_path, *options)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("part/logs/runs/*/checkpoints/step-*140.ckpt")):
+    while not list(tmp_path.glob("logs/runs/*/checkpoints/step-*140.ckpt")):
         assert time.monotonic() < deadline, command.output
         time.sleep(0.002)
     os.killpg(command.process.pid, how)
     assert command.end(20) in (143, -9), command.output
-    run_dir = only_run(tmp_path / "part")
-    code, output = run_command(tmp_path / "part", *options, "resume=auto")
+    run_dir = only_run(tmp_path)
+    code, output = run_command(tmp_path, *options, "resume=auto")
     assert code == 0, output
-    assert f"resuming {run_dir.relative_to(tmp_path / 'part')} from" in output
-    whole_dir = only_run(tmp_path / "whole")
+    assert f"resuming {run_dir.relative_to(tmp_path)} from" in output
     for rank in range(workers):
         states = []
         for directory in (whole_dir, run_dir):
