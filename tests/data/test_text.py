@@ -108,7 +108,8 @@ def test_a_text_without_blank_lines_is_cut_at_line_ends(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [20_000, 100_000, 1_000_000])
 def test_a_small_text_of_any_shape_fills_every_split(tmp_path: Path, size: int, end: str) -> None:
     content = "".join(f"sentence {i} of a text{end}" for i in range(size // 24))
-    text(written(tmp_path / "small.txt", content)).prepare_data()
+    corpus = text(written(tmp_path / "small.txt", content)).load()
+    assert all(len(corpus.tokens(split)) > 16 for split in ("train", "val", "test"))
 
 
 def test_a_changed_file_is_prepared_again(tmp_path: Path) -> None:

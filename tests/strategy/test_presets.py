@@ -34,6 +34,7 @@ from ticks.strategy import (
     Hierarchical,
     Int4,
     Int8,
+    LowRank,
     Outer,
     Parameters,
     Reset,
@@ -49,7 +50,7 @@ PRESETS = sorted({file.stem for file in (CONFIGS / "strategy").glob("*.yaml")} -
 STEPS = 14
 AT_MOST = {  # of what a preset has of these
     "ddp_steps": 3, "clock.interval": 4, "clock.block_steps": 5, "clock.base_interval": 2, "clock.warmup_steps": 3,
-    "clock.until": 3,
+    "clock.until": 3, "wire.rank": 2, "wire.wire.block": 8,
 }  # fmt: skip
 
 
@@ -374,11 +375,21 @@ class Expected:
 
     def message(self, step: int, wire: Wire, numbers: int, exact: int = 0, *, used: int = 0, facts: int = 0) -> None:
         """Of two workers, each sends its facts, half of the numbers, and the mean of its own half."""
+        if isinstance(wire, LowRank):  # left factors and what is no matrix, then right factors, as one message
+            thin = [(r, c) for r, c in LAYERED if wire.rank * (r + c) < r * c]
+            left = numbers - sum(r * c for r, c in thin) + wire.rank * sum(r for r, _ in thin)
+            self.message(step, wire.wire, left, exact, used=used)
+            self.message(step, wire.wire, wire.rank * sum(c for _, c in thin), used=used)
+            self.messages[used or step] -= 1
+            return
         self.calls[step] = sorted(self.calls[step] + CALLS[wire.lossy])
         block = getattr(wire, "block", 1)
         body = wire.size(-(-numbers // block) * block) if wire.lossy else 4 * numbers
         self.messages[used or step] += 1
         self.n_bytes[used or step] += body + 4 * exact + 8 * (facts or len(FIELDS))
+
+
+LAYERED = [(12, 6), (12, 12), (12, 12), (1, 12)]  # the toy's matrices
 
 
 def placed(*tensors: Tensor) -> int:

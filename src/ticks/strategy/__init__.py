@@ -15,6 +15,7 @@ _NAMES = {
     "sync": ("Accumulate", "Gradients", "Hierarchical", "Outer", "Parameters", "Streaming", "Sync"),
     "optimizer_state": ("Average", "Keep", "OptimizerState", "Reset"),
     "wire": ("BF16", "FP16", "FP32", "Int4", "Int8", "Wire"),
+    "low_rank": ("LowRank",),
     "ledger": ("Ledger",),
     "workers": ("Refused",),
     "shutdown": ("Stopped",),

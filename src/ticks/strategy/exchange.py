@@ -21,7 +21,7 @@ from ticks.strategy.fragments import fragment_of
 from ticks.strategy.ledger import Ledger
 from ticks.strategy.seen import Seen, new_sums, sample
 from ticks.strategy.sync import Sync
-from ticks.strategy.wire import FP32, Received, Wire
+from ticks.strategy.wire import FP32, Matrix, Received, Wire
 
 
 @dataclass
@@ -207,7 +207,7 @@ class Exchange:
         numbers = mine if in_place else mine.clone()
         if self.anchor is not None:
             torch.sub(self.anchor[place], mine[:size], out=numbers[:size])
-        arguments = (numbers, facts, mine.numel() - size, f"parameters/{fragment}")
+        arguments = (numbers, facts, mine.numel() - size, f"parameters/{fragment}", flat.matrices(place))
         received: Received | Future[Received]
         if waits:
             with self.ledger.timed():
@@ -224,9 +224,11 @@ class Exchange:
         if waits:
             self.use(message, take_over=at_once)
 
-    def mean(self, numbers: Tensor, facts: Tensor, exact: int, channel: str, group: Any = None) -> Received:
+    def mean(
+        self, numbers: Tensor, facts: Tensor, exact: int, channel: str, matrices: Sequence[Matrix], group: Any = None
+    ) -> Received:
         """The wire's mean; may run in the background."""
-        return self.wire.mean(numbers, facts, exact=exact, channel=channel, group=group)
+        return self.wire.mean(numbers, facts, exact=exact, channel=channel, matrices=matrices, group=group)
 
     def use(self, message: Message, *, take_over: bool = False) -> None:
         """The anchor moves by the mean of what was sent, and the worker with it: wholly, to `take_over`."""

@@ -7,9 +7,12 @@ the file.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
+
+from ticks.strategy.wire import Matrix
 
 ALIGNMENT = 16  # numbers: each tensor starts at a multiple of 64 bytes, as kernels like it
 
@@ -30,6 +33,16 @@ class FlatBuffer:
         """The tensors inside another flat tensor that is laid out like this buffer."""
         parts = numbers.split(self._padded) if self.shapes else ()
         return [part[: shape.numel()].view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def matrices(self, place: slice) -> list[Matrix]:
+        """The tensors of two and more dimensions inside `place`, counted from its start; dimensions after the first are
+        columns."""
+        starts = accumulate(self._padded, initial=0)
+        return [
+            Matrix(start - place.start, shape[0], shape[1:].numel())
+            for start, shape in zip(starts, self.shapes, strict=False)
+            if len(shape) > 1 and shape.numel() and place.start <= start < place.stop
+        ]
 
     def until(self, n_tensors: int) -> Tensor:
         """The part of the buffer that holds the first `n_tensors` tensors."""

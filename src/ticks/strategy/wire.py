@@ -35,6 +35,18 @@ class Received:
     n_bytes: int
 
 
+@dataclass(frozen=True)
+class Matrix:
+    """Where a matrix lies in a flat tensor, row after row."""
+
+    start: int
+    rows: int
+    columns: int
+
+    def view(self, numbers_P: Tensor) -> Tensor:
+        return numbers_P[self.start : self.start + self.rows * self.columns].view(self.rows, self.columns)
+
+
 class Wire(ABC):
     """An exchange over a process group. `lossy` wires are given small differences only, never parameters."""
 
@@ -49,13 +61,15 @@ class Wire(ABC):
         exact: int = 0,
         channel: str = "",
         group: ProcessGroup | None = None,
+        matrices: Sequence[Matrix] = (),
     ) -> Received:
         """Replace `numbers_P` (P,), float32 or float64, by its mean over the group's workers, bit-identical on all.
 
         `facts_F` (F,), float64, are given to all workers as they are. Fact 0 is the worker's weight, 1 or 0: with 0 its
         numbers count for nobody (they may be nan) though it gets the mean; if all weights are 0, numbers stay as they
         are. The last `exact` numbers travel unencoded. `channel` names what is sent: memory and error feedback are kept
-        per channel. A background thread may call this at the same time, for another channel and with another group.
+        per channel. `matrices`: those among the numbers, in their order, for wires that make use of it. A background
+        thread may call this at the same time, for another channel and with another group.
         """
 
     def state_dict(self) -> dict[str, Any]:
@@ -86,6 +100,7 @@ class FP32(Wire):
         exact: int = 0,
         channel: str = "",
         group: ProcessGroup | None = None,
+        matrices: Sequence[Matrix] = (),
     ) -> Received:
         n = dist.get_world_size(group)
         facts = facts_F.to(numbers_P.device, torch.float64)
@@ -157,6 +172,7 @@ class Encoded(Wire):
         exact: int = 0,
         channel: str = "",
         group: ProcessGroup | None = None,
+        matrices: Sequence[Matrix] = (),
     ) -> Received:
         peers = Peers(group)
         facts = facts_F.to(numbers_P.device, torch.float64)
