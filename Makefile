@@ -48,12 +48,12 @@ figure: .venv/ready ## the README's figure: five real runs (15 minutes on 2 core
 	$(RUN) trainer.val_check_interval=80 name=figure_8 strategy.clock.interval=8
 	$(RUN) trainer.val_check_interval=80 name=figure_32 strategy.clock.interval=32
 	$(RUN) trainer.val_check_interval=80 name=figure_ddp_int4 strategy=ddp_int4
-	$(RUN) trainer.val_check_interval=80 name=figure_local_sgd_int4 strategy=local_sgd_int4
-	$(BIN)/ticks report $$(for name in ddp 8 32 ddp_int4 local_sgd_int4; do ls -d logs/runs/*_figure_$$name | tail -1; done) \
+	$(RUN) trainer.val_check_interval=80 name=figure_powersgd strategy=powersgd
+	$(BIN)/ticks report $$(for name in ddp 8 32 ddp_int4 powersgd; do ls -d logs/runs/*_figure_$$name | tail -1; done) \
 		out=tests/benchmarks/results/loss_against_sent.png
 
-quality: .venv/ready ## DDP and the 4-bit presets, three seeds each (30 minutes on 2 cores): the README's loss table
-	for seed in 0 1 2; do for name in ddp ddp_int4 local_sgd_int4; do \
+quality: .venv/ready ## DDP and its frugal likes, three seeds each (40 minutes on 2 cores): the README's loss table
+	for seed in 0 1 2; do for name in ddp ddp_int4 powersgd local_sgd_int4; do \
 		$(RUN) seed=$$seed strategy=$$name name=quality_$${name}_$$seed || exit 1; done; done
 	$(BIN)/ticks report logs/runs/*_quality_*
 

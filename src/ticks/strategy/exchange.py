@@ -91,8 +91,8 @@ class Exchange:
     @property
     def keeps_anchor(self) -> bool:
         """Whether averaging in place is not enough."""
-        own_step = type(self.sync).step is not Sync.step
-        return bool(self.sync.keeps_anchor or self.wire.lossy or self.sync.delay or self.sync.alpha or own_step)
+        sync = self.sync
+        return bool(sync.keeps_anchor or self.wire.lossy or sync.delay or sync.alpha or not sync.only_averages)
 
     def close(self) -> None:
         """Give the parameters storage of their own back."""

@@ -27,6 +27,11 @@ class Sync:
     meets_in_groups = False  # whether groups of `group_size` workers (None: of one node) meet inside a round
     group_size: int | None = None
 
+    @property
+    def only_averages(self) -> bool:
+        """Whether the anchor just becomes the mean, so that nobody need keep it."""
+        return type(self).step is Sync.step
+
     def begin(self, anchors: Sequence[Tensor]) -> None:
         """Training starts from these anchors, one flat tensor for each fragment; `step` changes them in place."""
 
@@ -171,6 +176,10 @@ class Hierarchical(Sync):
         self.group_size, self.inner_interval = group_size, inner_interval
         for name in ("averages_gradients", "keeps_anchor", "fragments", "delay", "alpha"):
             setattr(self, name, getattr(self.outer, name))
+
+    @property
+    def only_averages(self) -> bool:
+        return self.outer.only_averages
 
     def group_offsets(self, interval: int) -> range:
         return range(self.inner_interval, interval, self.inner_interval)

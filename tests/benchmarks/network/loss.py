@@ -1,13 +1,15 @@
-"""Seconds of training until a method first reaches DDP's final validation loss, on the default job.
+"""Seconds of training until a method first reaches DDP's final validation loss.
 
-Presets run as `train.py model=ln_ticks strategy=NAME` does, with their own clock and constants. Evaluation is left out
-of the time: the clock stands still from the moment a worker begins to evaluate until all have ended.
+Presets run as `train.py model=ln_ticks strategy=NAME` does, with their own clock and constants; the large model with
+fewer sequences per step, as everywhere here. Evaluation is left out of the time: the clock stands still from the moment
+a worker begins to evaluate until all have ended.
 """
 
 import argparse
 import time
+from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -16,13 +18,13 @@ from lightning.pytorch import Callback
 from rich.console import Console
 
 from tests.benchmarks.network.link import SlowNetwork
-from tests.benchmarks.network.measure import CONFIGS, compose, fit, is_preset, presets
-from tests.benchmarks.network.report import Results, seconds_to
+from tests.benchmarks.network.measure import CONFIGS, MODELS, compose, fit, is_preset, presets
+from tests.benchmarks.network.report import Results, base_of, seconds_to
 from tests.benchmarks.network.workers import Report, WorkerFailed, run_workers
 from ticks.config import ConfigError, build
 
-STEPS = 640  # of the default job
-EVERY = 40  # steps between evaluations
+EVALUATIONS = 16  # in as many steps as DDP has
+AT_MOST = 12  # batches of each worker in one
 RATE = 100.0
 
 
@@ -46,11 +48,12 @@ class Curve(Callback):
         self.started = time.perf_counter()
 
 
-def train(method: str, steps: int, report: Report) -> None:
+def train(method: str, model: str, steps: int, every: int, report: Report) -> None:
     torch.manual_seed(0)
     name, *more = method.split()
-    lengths = [f"trainer.max_steps={steps}", f"trainer.val_check_interval={EVERY}"]
-    config = compose("default", f"strategy={name}", *lengths, *more)
+    lengths = [f"trainer.max_steps={steps}", f"trainer.val_check_interval={every}"]
+    short = [] if model == "default" else [f"trainer.limit_val_batches={AT_MOST}"]
+    config = compose(model, f"strategy={name}", *lengths, *short, *more)
     curve = Curve()
     fit(config, build(config.strategy, "strategy"), [curve])
     report(curve.points)
@@ -58,21 +61,25 @@ def train(method: str, steps: int, report: Report) -> None:
 
 def time_to_loss(network: SlowNetwork, results: Results, arguments: argparse.Namespace, console: Console) -> None:
     """DDP first, then every preset that was asked for, at each of the lengths; recorded as they end."""
-    runs = [("ddp", STEPS)] + [(m, n) for m in arguments.time_to_loss for n in arguments.loss_steps if m != "ddp"]
+    model, every = arguments.loss_model, max(1, arguments.ddp_steps // EVALUATIONS)
+    if model not in MODELS:
+        mistake(console, f"--loss-model: {model} is no model; valid: {', '.join(MODELS)}")
+    runs = [("ddp", arguments.ddp_steps)] + [
+        (m, n) for m in arguments.time_to_loss for n in arguments.loss_steps if m != "ddp"
+    ]
     for method, _ in runs:
         try:
             if not is_preset(method):
                 raise ConfigError(f"{method.split()[0]} is no preset; valid: {', '.join(presets())}")
-            compose("default", *(["strategy=" + method.split()[0], *method.split()[1:]]))
+            compose(model, *(["strategy=" + method.split()[0], *method.split()[1:]]))
         except ConfigError as error:
-            console.print(f"error: --time-to-loss: {error} ({CONFIGS / 'strategy'})", style="red")
-            raise SystemExit(2) from None
-    known = [r for r in results.content["losses"] if r["method"] == "ddp" and r["rate"] == RATE]
-    if known and not arguments.again:
+            mistake(console, f"--time-to-loss: {error} ({CONFIGS / 'strategy'})")
+    if base_of({"model": model, "rate": RATE}, results.content["losses"]) and not arguments.again:
         console.print("DDP's run is taken from the file (--again repeats it)")
         runs = runs[1:]
-    computing = results.seconds_per_step().get("default", 0.15)
-    expected = sum(n * (0.45 + computing if m == "ddp" else 1.3 * computing) + n / EVERY * 4 for m, n in runs)
+    computing = results.seconds_per_step().get(model, MODELS[model].seconds)
+    sending = MODELS[model].parameters * 4 * 1.5 * 8 / (RATE * 0.95e6)
+    expected = sum(n * (sending * (m == "ddp") + 1.3 * computing) + n / every * 5 for m, n in runs)
     console.print(f"{len(runs)} runs at {RATE:g} Mbit/s, about {expected / 60:.0f} minutes on a quiet machine")
     if arguments.dry_run:
         return
@@ -80,16 +87,25 @@ def time_to_loss(network: SlowNetwork, results: Results, arguments: argparse.Nam
     for method, steps in runs:
         console.print(f"{method}, {steps} steps ...")
         try:
-            workers = run_workers(network, lambda report, m=method, n=steps: train(m, n, report), timeout=4 * expected)
+            job = partial(train, method, model, steps, every)
+            workers = run_workers(network, job, timeout=120 + 4 * expected)
         except WorkerFailed as error:
             console.print(f"failed: {error}", style="red", markup=False)
             continue
         curve = merged(workers)
-        results.add_loss({"method": method, "steps": steps, "rate": RATE, "curve": curve, "at": time.time()})
-        base = next(r for r in results.content["losses"] if r["method"] == "ddp" and r["rate"] == RATE)
+        record = {"method": method, "model": model, "steps": steps, "rate": RATE, "curve": curve, "at": time.time()}
+        results.add_loss(record)
+        base = base_of(record, results.content["losses"])
+        if base is None:  # its run failed
+            continue
         needed = seconds_to(curve, base["curve"][-1][3])
         reached = "does not reach DDP's" if needed is None else f"DDP's after {needed:.0f} s"
         console.print(f"    loss {curve[-1][3]:.4f} after {curve[-1][1]:.0f} s; {reached}")
+
+
+def mistake(console: Console, message: str) -> NoReturn:
+    console.print(f"error: {message}", style="red")
+    raise SystemExit(2)
 
 
 def merged(workers: list[list[tuple[int, float, int, float]]]) -> list[list[float]]:

@@ -84,7 +84,7 @@ class Results:
 
     def add_loss(self, record: dict[str, Any]) -> None:
         def key(known: dict[str, Any]) -> tuple[Any, ...]:
-            return known["method"], known["steps"], known["rate"]
+            return tuple(known[name] for name in ("method", "model", "steps", "rate"))
 
         self.content["losses"] = [old for old in self.content["losses"] if key(old) != key(record)] + [record]
         self.save()
@@ -241,23 +241,29 @@ def seconds_to(curve: Sequence[Sequence[float]], target: float) -> float | None:
     return next((seconds for _, seconds, _, loss in curve if loss <= target), None)
 
 
+def base_of(record: dict[str, Any], losses: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """DDP's run of the same model at the same rate."""
+    ddp = (r for r in losses if r["method"] == "ddp")
+    return next((r for r in ddp if (r["model"], r["rate"]) == (record["model"], record["rate"])), None)
+
+
 def loss_cells(losses: Sequence[dict[str, Any]]) -> list[list[str]]:
     cells = []
     for record in losses:
-        base = next((r for r in losses if r["method"] == "ddp" and r["rate"] == record["rate"]), None)
+        base = base_of(record, losses)
         last = record["curve"][-1]
         cell = ""
         if base is not None:
             needed = seconds_to(record["curve"], base["curve"][-1][3])
             cell = "not reached" if needed is None else f"{needed:.0f} ({base['curve'][-1][1] / needed:.1f}x sooner)"
         figures = [str(record["steps"]), f"{last[3]:.4f}", f"{last[1]:.0f}", f"{last[2]:.1f}", cell]
-        cells.append([record["method"], *figures])
+        cells.append([f"{record['method']}, {record['model']} model", *figures])
     return cells
 
 
 def loss_table(losses: Sequence[dict[str, Any]]) -> Table:
     rates = ", ".join(f"{rate:g}" for rate in sorted({record["rate"] for record in losses}))
-    table = Table(title=f"the default job at {rates} Mbit/s; evaluation is not counted")
+    table = Table(title=f"time to DDP's final validation loss at {rates} Mbit/s; evaluation is not counted")
     for name in ("method", "steps", "final loss", "seconds", "MB sent", "seconds to DDP's loss"):
         table.add_column(name, justify="left" if name == "method" else "right")
     for cells in loss_cells(losses):
@@ -309,18 +315,23 @@ def draw_losses(losses: Sequence[dict[str, Any]], file: Path) -> Path:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True)
-    for record in losses:
-        _, seconds, megabytes, loss = zip(*record["curve"], strict=True)
-        label = f"{record['method']}, {record['steps']} steps"
-        panels[0].plot(megabytes, loss, label=label)
-        panels[1].plot(seconds, loss, label=label)
-    for base in (record for record in losses if record["method"] == "ddp"):
-        for panel in panels:
-            panel.axhline(base["curve"][-1][3], color="grey", linestyle=":", linewidth=1)
-    panels[0].set(xscale="log", xlabel="MB sent per worker", ylabel="validation loss (nats per byte)")
-    panels[1].set(xscale="log", xlabel=f"training seconds at {losses[0]['rate']:g} Mbit/s")
-    panels[1].legend(fontsize=8)
+    models = list(dict.fromkeys(record["model"] for record in losses))
+    figure, rows = plt.subplots(len(models), 2, figsize=(10, 4.2 * len(models)), sharey="row", squeeze=False)
+    for panels, model in zip(rows, models, strict=True):
+        own = [record for record in losses if record["model"] == model]
+        for record in own:
+            _, seconds, megabytes, loss = zip(*record["curve"], strict=True)
+            label = f"{record['method']}, {record['steps']} steps"
+            panels[0].plot(megabytes, loss, label=label)
+            panels[1].plot(seconds, loss, label=label)
+        for base in (record for record in own if record["method"] == "ddp"):
+            for panel in panels:
+                panel.axhline(base["curve"][-1][3], color="grey", linestyle=":", linewidth=1)
+        panels[0].set(
+            xscale="log", xlabel="MB sent per worker", ylabel=f"{model} model: validation loss (nats per byte)"
+        )
+        panels[1].set(xscale="log", xlabel=f"training seconds at {own[0]['rate']:g} Mbit/s")
+        panels[1].legend(fontsize=8)
     figure.tight_layout()
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=130)
