@@ -20,6 +20,7 @@ from ticks.strategy import (
     Gradients,
     Hierarchical,
     Int8,
+    LowRank,
     Outer,
     Parameters,
     Reset,
@@ -38,6 +39,7 @@ RULES: dict[str, Callable[..., TickStrategy]] = {
     "outer": lambda **options: TickStrategy(INTERVAL, sync=Outer(NESTEROV), **options),
     "streaming": lambda **options: TickStrategy(INTERVAL, sync=Streaming(NESTEROV, fragments=2, delay=1), **options),
     "int8": lambda **options: TickStrategy(INTERVAL, sync=Parameters(), wire=Int8(), **options),
+    "low rank": lambda **options: TickStrategy(INTERVAL, sync=Parameters(), wire=LowRank(2), **options),
 }
 STEPPING_LOCALLY = [rule for rule in RULES if rule != "accumulate"]
 MEETING_AT_TICKS = [rule for rule in RULES if rule != "streaming"]  # streaming mixes; it meets at the end only

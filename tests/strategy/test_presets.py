@@ -142,6 +142,11 @@ OTHERS = {
     "overlap": Run(ticks(sync=Streaming(NESTEROV, delay=2)), (5, 6, 8)),
     "overlap and error feedback of int4": Run(ticks(sync=Streaming(NESTEROV, delay=2), wire=Int4()), (5, 6)),
     "overlap and error feedback of bf16": Run(ticks(sync=Streaming(NESTEROV, delay=2), wire=BF16())),
+    "low rank, parameters": Run(ticks(sync=Parameters(), wire=LowRank(2, wire=Int8(8)))),
+    "low rank and overlap": Run(ticks(sync=Streaming(NESTEROV, delay=2), wire=LowRank(2)), (5, 6)),
+    "low rank and a sick worker": Run(
+        ticks(sync=Gradients(), wire=LowRank(2), non_finite="exclude"), (6, 7), sick_step=6
+    ),
     "overlap of more than a round": Run(ticks(sync=Streaming(NESTEROV, fragments=2, delay=6)), (6, 9)),
     "an outer Adam": Run(ticks(sync=Outer(ADAM))),
     "an outer Adam of fragments": Run(ticks(sync=Streaming(ADAM, fragments=2, delay=1))),
@@ -267,7 +272,10 @@ def test_the_stops_are_where_it_is_hard(resumed: dict[int, Cases]) -> None:
         residuals = resumed[2][name][0][0]["residuals"]
         assert residuals
         assert all(residual.any() for residual in residuals.values())
-    for name in ("a worker that is sick when it stops", "a worker that is sick while messages fly"):
+    for name in ("low rank, parameters", "low rank and overlap", "low rank and a sick worker", "powersgd"):
+        assert all(residual.any() for residual in resumed[2][name][0][0]["residuals"]["residuals"].values())
+    for name in ("a worker that is sick when it stops", "a worker that is sick while messages fly",
+                 "low rank and a sick worker"):  # fmt: skip
         assert sum(metrics["tick/excluded"] for metrics in resumed[2][name][0][0]["told"].values()) == 1
 
 
@@ -437,7 +445,7 @@ def expected_of(strategy: TickStrategy, rounds: dict[int, int]) -> Expected:
 COUNTED = {name: run.strategy for name, run in OF_PRESETS.items()} | {
     name: OTHERS[name].strategy
     for name in ("error feedback of int4, outer", "error feedback of bf16, gradients", "overlap",
-                 "overlap and error feedback of int4", "error feedback of int8, ddp_steps",
+                 "overlap and error feedback of int4", "error feedback of int8, ddp_steps", "low rank, parameters",
                  "periods of the optimizer's state", "groups of two")
 }  # fmt: skip
 COUNTS = Cases(2, {name: partial(count, strategy, 2) for name, strategy in COUNTED.items()})

@@ -1,6 +1,6 @@
 """What happens at ticks to the state of the workers' own optimizers (Adam's m and v): a choice beside the sync rule.
 
-To add one: a class here with `names` or `resets`, and a YAML in configs/strategy/optimizer_state/.
+To add one: a class here with `averaged` or `resets`, and a YAML in configs/strategy/optimizer_state/.
 """
 
 from __future__ import annotations

@@ -375,6 +375,8 @@ class TickStrategy(WorkerStrategy):
             strayed = bool((fingerprints != fingerprints[0]).any())  # somebody set a worker's parameters, say
             if strayed or (self._gradient_rows[:, 0] == 0).any():  # who is sick may have sick parameters, too
                 self._exchange.average("repair", forget=False)  # the optimizers have only seen mean gradients
+                if strayed and self._lockstep and self.is_global_zero:
+                    log.warning("step %d: workers' parameters were no longer the same, and are averaged", self.step)
                 self._lockstep = self._lockstep and not strayed
             self._learn(self._gradient_rows, self._round.steps)
         elif self._is_last_round:

@@ -179,7 +179,7 @@ class Hierarchical(Sync):
 
     @property
     def only_averages(self) -> bool:
-        return self.outer.only_averages
+        return type(self).step is Hierarchical.step and self.outer.only_averages
 
     def group_offsets(self, interval: int) -> range:
         return range(self.inner_interval, interval, self.inner_interval)

@@ -80,7 +80,14 @@ class Wire(ABC):
         """Take back what `state_dict` gave."""
 
     def reset(self) -> None:  # noqa: B027
-        """Forget it."""
+        """Forget what is owed."""
+
+    def settle(self, channel: str, group: ProcessGroup | None = None) -> Tensor | None:
+        """What was lost of this channel's last numbers, as this worker could add it to its next; it is forgotten here.
+
+        (P,), without the exact numbers. None if nothing is owed.
+        """
+        return None
 
 
 class FP32(Wire):
@@ -283,6 +290,13 @@ class Encoded(Wire):
         if memory is None or len(memory) != n_bytes or memory.device != device:
             memory = self._memory[key] = torch.zeros(n_bytes, dtype=torch.uint8, device=device)
         return memory
+
+    def settle(self, channel: str, group: ProcessGroup | None = None) -> Tensor | None:
+        owed = self._residuals.pop(channel, None)
+        if owed is not None:
+            peers = Peers(group)
+            split(owed, peers.n, self.block)[peers.rank].mul_(peers.n)  # of the mean, and no other worker owes it
+        return owed
 
     def state_dict(self) -> dict[str, Any]:
         return {channel: residual.clone() for channel, residual in self._residuals.items()}

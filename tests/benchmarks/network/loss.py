@@ -18,7 +18,8 @@ from lightning.pytorch import Callback
 from rich.console import Console
 
 from tests.benchmarks.network.link import SlowNetwork
-from tests.benchmarks.network.measure import CONFIGS, MODELS, compose, fit, is_preset, presets
+from tests.benchmarks.network.measure import CONFIGS, MODELS, Job, compose, fit, is_preset, presets
+from tests.benchmarks.network.plan import exchange
 from tests.benchmarks.network.report import Results, base_of, seconds_to
 from tests.benchmarks.network.workers import Report, WorkerFailed, run_workers
 from ticks.config import ConfigError, build
@@ -74,13 +75,14 @@ def time_to_loss(network: SlowNetwork, results: Results, arguments: argparse.Nam
             compose(model, *(["strategy=" + method.split()[0], *method.split()[1:]]))
         except ConfigError as error:
             mistake(console, f"--time-to-loss: {error} ({CONFIGS / 'strategy'})")
-    if base_of({"model": model, "rate": RATE}, results.content["losses"]) and not arguments.again:
+    known = base_of({"model": model, "rate": RATE}, results.content["losses"])
+    if known and known["steps"] == arguments.ddp_steps and not arguments.again:
         console.print("DDP's run is taken from the file (--again repeats it)")
         runs = runs[1:]
     computing = results.seconds_per_step().get(model, MODELS[model].seconds)
-    sending = MODELS[model].parameters * 4 * 1.5 * 8 / (RATE * 0.95e6)
-    expected = sum(n * (sending * (m == "ddp") + 1.3 * computing) + n / every * 5 for m, n in runs)
-    console.print(f"{len(runs)} runs at {RATE:g} Mbit/s, about {expected / 60:.0f} minutes on a quiet machine")
+    sending = {method: exchange(Job(method, model, RATE, 1))[0] for method, _ in runs}  # at every step: at most
+    expected = sum(n * (sending[method] + 1.3 * computing) + n / every * 5 for method, n in runs)
+    console.print(f"{len(runs)} runs at {RATE:g} Mbit/s, at most about {expected / 60:.0f} minutes on a quiet machine")
     if arguments.dry_run:
         return
     network.set_rate(RATE)

@@ -25,7 +25,8 @@ class Results:
 
     `speeds`: one record per measurement: KEY, "steps", "seconds" (the slowest worker's), "at" (time); and in bytes per
     worker and step "sent" by the interface, "own" to TCP of them, "booked" in the ledger; or "error", where it failed.
-    `ceilings`: "model", "steps_per_second", "at". `losses`: "method", "curve" of [step, seconds, MB sent, loss].
+    `ceilings`: "model", "steps_per_second", "at". `losses`: "method", "model", "rate", "steps", "at", "curve" of [step,
+    seconds, MB sent, loss]; of DDP one for each model and rate.
     """
 
     def __init__(self, file: Path) -> None:
@@ -84,7 +85,7 @@ class Results:
 
     def add_loss(self, record: dict[str, Any]) -> None:
         def key(known: dict[str, Any]) -> tuple[Any, ...]:
-            return tuple(known[name] for name in ("method", "model", "steps", "rate"))
+            return known["method"], known["model"], known["rate"], known["method"] == "ddp" or known["steps"]
 
         self.content["losses"] = [old for old in self.content["losses"] if key(old) != key(record)] + [record]
         self.save()
