@@ -25,7 +25,7 @@ from tests.benchmarks.network.workers import Report, WorkerFailed, run_workers
 from ticks.config import ConfigError, build
 
 EVALUATIONS = 16  # in as many steps as DDP has
-AT_MOST = 12  # batches of each worker in one
+AT_MOST = 3  # batches of each worker in one, of a model that takes long
 RATE = 100.0
 
 
