@@ -43,13 +43,11 @@ bench-network: .venv/bench ## 4 workers on a slow network, beside what others of
 	touch $@
 
 RUN = $(BIN)/python train.py model=ln_ticks trainer.devices=4 test=false sample_bytes=0
-figure: .venv/ready ## the README's figure: five real runs (15 minutes on 2 cores), then the picture
+figure: .venv/ready ## the README's first figure: three real runs (8 minutes on 2 cores), then the picture
 	$(RUN) trainer.val_check_interval=80 name=figure_ddp strategy=ddp
 	$(RUN) trainer.val_check_interval=80 name=figure_8 strategy.clock.interval=8
 	$(RUN) trainer.val_check_interval=80 name=figure_32 strategy.clock.interval=32
-	$(RUN) trainer.val_check_interval=80 name=figure_ddp_int4 strategy=ddp_int4
-	$(RUN) trainer.val_check_interval=80 name=figure_powersgd strategy=powersgd
-	$(BIN)/ticks report $$(for name in ddp 8 32 ddp_int4 powersgd; do ls -d logs/runs/*_figure_$$name | tail -1; done) \
+	$(BIN)/ticks report $$(for name in ddp 8 32; do ls -d logs/runs/*_figure_$$name | tail -1; done) \
 		out=tests/benchmarks/results/loss_against_sent.png
 
 quality: .venv/ready ## DDP and its frugal likes, three seeds each (40 minutes on 2 cores): the README's loss table

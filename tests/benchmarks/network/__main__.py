@@ -97,7 +97,10 @@ def main() -> int:
 
 
 def measure_all(arguments: argparse.Namespace, network: Any) -> int:
+    stops = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stops)  # imports of others may swallow the exception that ends us
     start_quietly()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)
     from tests.benchmarks.network.report import Results
 
     results = Results(arguments.json)
