@@ -5,6 +5,7 @@ import os
 import platform
 import statistics
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -276,32 +277,37 @@ def loss_table(losses: Sequence[dict[str, Any]]) -> Table:
 
 
 def draw_speeds(rows: Sequence[Row], ceilings: Sequence[dict[str, Any]], file: Path) -> Path:
-    """Steps per second against bandwidth at one interval; one panel per model."""
+    """Steps per second against bandwidth at one interval; one panel per model. Lines only, where there are any."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    models = list(dict.fromkeys(row.model for row in rows))
+    shown = [row for row in rows if not row.error and (row.interval == FIGURE_INTERVAL or is_every_step(row))]
+    count = Counter((row.model, row.label) for row in shown)
+    shown = [row for row in shown if count[row.model, row.label] > 1] or shown
+    models, labels = ([*dict.fromkeys(getattr(row, name) for row in shown)] for name in ("model", "label"))
+    colors = dict(zip(labels, plt.colormaps["tab20"].colors * len(labels), strict=False))  # type: ignore[attr-defined]
     figure, panels = plt.subplots(1, len(models), figsize=(5.5 * len(models), 4.5), squeeze=False)
     for panel, model in zip(panels[0], models, strict=True):
-        own = [row for row in rows if row.model == model and not row.error]
-        own = [row for row in own if row.interval == FIGURE_INTERVAL or is_every_step(row)]
-        for method in dict.fromkeys(row.method for row in own):
-            line = sorted((row for row in own if row.method == method), key=lambda row: row.rate)
+        own = [row for row in shown if row.model == model]
+        for label in dict.fromkeys(row.label for row in own):
+            line = sorted((row for row in own if row.label == label), key=lambda row: row.rate)
             ours = bool(line[0].booked)
             style = {"linestyle": "-" if ours else "--", "marker": "o" if ours else "x", "markersize": 4}
-            width = 2.2 if method == "ddp" else 1.3
-            label = line[0].label + ("" if ours else " (others)")
-            panel.plot([r.rate for r in line], [r.speed for r in line], label=label, linewidth=width, **style)
-        speeds = [c["steps_per_second"] for c in ceilings if c["model"] == model]
-        panel.axhline(statistics.median(speeds), color="grey", linestyle=":", label="never talking")
+            width = 2.2 if label == "ddp" else 1.3
+            name = label + ("" if ours else " (others)")
+            speeds = [row.speed for row in line]
+            panel.plot([row.rate for row in line], speeds, label=name, color=colors[label], linewidth=width, **style)
+        ceiling = statistics.median(c["steps_per_second"] for c in ceilings if c["model"] == model)
+        panel.axhline(ceiling, color="grey", linestyle=":", label="never talking")
         panel.set(xscale="log", ylim=(0, None), xlabel="Mbit/s", title=f"{model}, H = {FIGURE_INTERVAL}")
         rates = sorted({row.rate for row in own})
         panel.set_xticks(rates, [f"{rate:g}" for rate in rates])
         panel.minorticks_off()
+    keys = {key: handle for panel in panels[0] for handle, key in zip(*panel.get_legend_handles_labels(), strict=True)}
     panels[0][0].set_ylabel("steps per second, 4 workers")
-    panels[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    panels[0][-1].legend(keys.values(), keys, fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
     figure.tight_layout()
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=130)
