@@ -389,3 +389,8 @@ def test_train_py_names_its_choices_when_asked_for_help(tmp_path: Path) -> None:
     assert code == 0
     assert "layer_norm" in output
     assert "ln_ticks" in output
+
+
+def test_the_factors_of_a_low_rank_wire_travel_by_any_other() -> None:
+    config = composed("strategy=powersgd", "strategy/wire@strategy.wire.wire=int4")
+    assert config.strategy.wire.wire._target_ == "ticks.strategy.wire.Int4"

@@ -69,6 +69,7 @@ class Exchange:
         self.seen = Seen()
         self.flat: FlatBuffer | None = None  # where parameters and buffers live while training lasts
         self.slices: list[slice] = []  # the place of each fragment in it
+        self._matrices: list[list[Matrix]] = []  # inside each of them
         self.anchor: Tensor | None = None  # laid out like it
         self.anchor_is_old = False  # the workers moved on together, by DDP's steps
         self.in_flight: list[Message] = []
@@ -166,6 +167,7 @@ class Exchange:
         chosen = sorted(self._fragment_of(self.worker.named_parameters()))
         ends = [self.flat.until(sum(c <= f for c in chosen)).numel() for f in range(max(chosen, default=0) + 1)]
         self.slices = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+        self._matrices = [self.flat.matrices(place) for place in self.slices]
         self.anchor = self.flat.all.clone() if self.keeps_anchor else None
         self.sync.begin([] if self.anchor is None else [self.anchor[place] for place in self.slices])
         self.wire.reset()
@@ -207,7 +209,7 @@ class Exchange:
         numbers = mine if in_place else mine.clone()
         if self.anchor is not None:
             torch.sub(self.anchor[place], mine[:size], out=numbers[:size])
-        arguments = (numbers, facts, mine.numel() - size, f"parameters/{fragment}", flat.matrices(place))
+        arguments = (numbers, facts, mine.numel() - size, f"parameters/{fragment}", self._matrices[fragment])
         received: Received | Future[Received]
         if waits:
             with self.ledger.timed():

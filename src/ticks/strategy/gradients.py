@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from ticks.strategy.flat import FlatBuffer, copy
-from ticks.strategy.wire import Matrix
 
 
 class GradientBuffer:
@@ -17,6 +16,7 @@ class GradientBuffer:
         self.flat = FlatBuffer([*parameters, *buffers])
         self.places = self.flat.views[: len(self.parameters)]
         self.numbers = self.flat.until(len(self.parameters))
+        self.matrices = self.flat.matrices(slice(0, self.numbers.numel()))
 
     def fits(self, parameters: Sequence[Tensor], buffers: Sequence[Tensor]) -> bool:
         """Whether it was made for these; buffers that their module has made anew are taken over."""
@@ -53,10 +53,6 @@ class GradientBuffer:
             return self.numbers, 0
         copy(self.flat.views[len(self.parameters) :], self.buffers)
         return self.flat.all, self.flat.all.numel() - self.numbers.numel()
-
-    def matrices(self) -> list[Matrix]:
-        """Where the message holds matrices."""
-        return self.flat.matrices(slice(0, self.numbers.numel()))
 
     def store(self, *, with_buffers: bool) -> None:
         """Give every parameter its mean gradient; one that had none gets one if another worker's batch used it."""

@@ -434,7 +434,7 @@ class TickStrategy(WorkerStrategy):
             facts = self.facts(numbers[: numbers.numel() - exact])
             if self._by_gradients:
                 facts[FIELDS.index("fingerprint")] = self._exchange.fingerprint()
-            received = self._exchange.mean(numbers, facts, exact, "gradients", gradients.matrices())
+            received = self._exchange.mean(numbers, facts, exact, "gradients", gradients.matrices)
             gradients.store(with_buffers=self._by_gradients)
         self.ledger.sent(received.n_bytes)
         self._gradient_rows = received.rows_NxF

@@ -65,9 +65,10 @@ def time_to_loss(network: SlowNetwork, results: Results, arguments: argparse.Nam
     model, every = arguments.loss_model, max(1, arguments.ddp_steps // EVALUATIONS)
     if model not in MODELS:
         mistake(console, f"--loss-model: {model} is no model; valid: {', '.join(MODELS)}")
-    runs = [("ddp", arguments.ddp_steps)] + [
-        (m, n) for m in arguments.time_to_loss for n in arguments.loss_steps if m != "ddp"
-    ]
+    if wrong := [n for n in (arguments.ddp_steps, *arguments.loss_steps) if n % every]:
+        mistake(console, f"{wrong[0]} steps do not end with an evaluation: give multiples of {every}")
+    others = [method for method in arguments.time_to_loss if method != "ddp"]
+    runs = [("ddp", arguments.ddp_steps)] + [(method, steps) for method in others for steps in arguments.loss_steps]
     for method, _ in runs:
         try:
             if not is_preset(method):
