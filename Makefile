@@ -33,7 +33,7 @@ format: .venv/ready
 	$(BIN)/ruff format .
 
 bench: .venv/ready ## measure; nothing else should run on the machine
-	$(BIN)/python tests/benchmarks/bench.py $(ARGS)
+	$(BIN)/python -m tests.benchmarks.bench $(ARGS)
 
 bench-network: .venv/bench ## 4 workers on a slow network, beside what others offer; needs root and hours, ARGS="--help"
 	$(BIN)/python -m tests.benchmarks.network $(ARGS)

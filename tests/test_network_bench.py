@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import REPOSITORY
 
 # namespaces are files in a folder of its own, and the third that is asked for is refused
@@ -72,3 +74,24 @@ def test_a_run_that_was_killed_is_cleaned_up_by_the_next(tmp_path: Path) -> None
         (folder / "namespaces" / name).touch()
     start(folder, user=0)
     assert [path.name for path in (folder / "namespaces").iterdir()] == ["somebody-elses"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ("--tick --rates 100,1000", 0, "1000 Mbit/s: 20 pairs"),
+        ("--presets nosuch", 2, "--presets: unknown: nosuch; valid: ddp, accumulate"),
+        ("--time-to-loss diloco --loss-steps 650", 2, "650 steps do not end with an evaluation: give multiples of 40"),
+    ],
+)
+def test_it_says_what_it_would_measure_or_what_is_wrong(
+    tmp_path: Path, arguments: str, code: int, message: str
+) -> None:
+    command = [sys.executable, "-m", "tests.benchmarks.network", "--dry-run", "--json", str(tmp_path / "none.json")]
+    ran = subprocess.run(
+        [*command, "--rates", "100", *arguments.split()], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
+    )
+    assert ran.returncode == code, ran.stderr
+    assert message in ran.stdout
+    assert "Traceback" not in ran.stderr + ran.stdout
+    assert not list(tmp_path.iterdir())

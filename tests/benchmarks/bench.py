@@ -1,4 +1,4 @@
-"""What ticks costs: `python tests/benchmarks/bench.py [NAME ...] [--json FILE]`, or `make bench`; 5 to 10 minutes.
+"""What ticks costs: `python -m tests.benchmarks.bench [NAME ...] [--json FILE]`, or `make bench`; 5 to 10 minutes.
 
     tick         one tick against a bare all-reduce of the same bytes, 2 and 4 workers
     speed_ticks  steps per second of 4 workers at interval 64 against 4 workers that do not talk
@@ -25,8 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from conftest import REPOSITORY, run_workers  # isort: skip - first: it sets one thread per worker
+from tests.conftest import REPOSITORY, run_workers  # isort: skip - first: it sets one thread per worker
 
 import numpy as np
 import torch
@@ -37,16 +36,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.data import DataLoader
 
+from tests.benchmarks.tick import OnlyParameters, quiet_trainer, time_ticks
 from ticks.config import build, compose_strictly
-from ticks.models import DecoderTransformer
 from ticks.report.record import Record
-from ticks.strategy import DDP, FP32, Gradients, Int4, Int8, Outer, Parameters, Sync, TickStrategy, Wire
+from ticks.strategy import DDP, FP32, Gradients, Int4, Int8, Outer, Parameters, TickStrategy
 
 TIMEOUT = 1200.0  # seconds for the workers of one measurement
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
@@ -81,70 +78,6 @@ class Row:
 
 # ---- tick --------------------------------------------------------------------------------------------------------
 
-
-class OnlyParameters(LightningModule):
-    """The tensors of a 10-million-parameter Transformer, and steps that compute next to nothing with them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.model = DecoderTransformer(vocab_size=256, block_size=256, d_model=384, n_layers=6, n_heads=6)
-
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        return torch.stack([p.sum() for p in self.parameters()]).mean()
-
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        self.log("val/loss", self.model.final_norm.weight.sum())
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=1e-4)
-
-    def train_dataloader(self) -> DataLoader:
-        return DataLoader(torch.zeros(1000, 1))  # type: ignore[arg-type]
-
-    val_dataloader = train_dataloader
-
-
-def quiet_trainer(strategy: TickStrategy | DDP, workers: int, **options: Any) -> Trainer:
-    """A Trainer that prints nothing, evaluates nothing and writes nothing unless `options` say so."""
-    defaults: dict[str, Any] = {"logger": False, "limit_val_batches": 0, "num_sanity_val_steps": 0, "max_epochs": -1}
-    defaults |= dict.fromkeys(("enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
-    return Trainer(accelerator="cpu", devices=workers, strategy=strategy, **(defaults | options))
-
-
-class TimedTicks(TickStrategy):
-    """Beside every tick, before it and after it in turn, a bare all-reduce of as many numbers."""
-
-    def __init__(self, sync: Sync, wire: Wire) -> None:
-        super().__init__(interval=1, sync=sync, wire=wire)
-        self.seconds: list[tuple[float, float]] = []  # of the tick, of the bare all-reduce
-        self.gradient_seconds = 0.0
-        self._message: Tensor | None = None  # kept, as the tick's is: fresh memory is slower
-
-    def _average_gradients(self) -> None:
-        dist.barrier()
-        start = time.perf_counter()
-        super()._average_gradients()
-        self.gradient_seconds = time.perf_counter() - start
-
-    def _close_round(self) -> None:
-        if self._message is None:
-            self._message = torch.full((self._exchange.buffer().all.numel(),), 0.0)  # type: ignore[union-attr]
-        measured = {}
-        actions = {"tick": super()._close_round, "bare": lambda: dist.all_reduce(self._message)}
-        for name in actions if self.step % 2 else reversed(actions):
-            dist.barrier()
-            start = time.perf_counter()
-            actions[name]()
-            measured[name] = time.perf_counter() - start
-        self.seconds.append((measured["tick"] + self.gradient_seconds, measured["bare"]))
-
-
-def time_ticks(workers: int, sync: Sync, wire: Wire, ticks: int) -> list[tuple[float, float]]:
-    strategy = TimedTicks(sync, wire)
-    quiet_trainer(strategy, workers, max_steps=ticks).fit(OnlyParameters())
-    return strategy.seconds
-
-
 TIMED = {  # name: rule, wire, and how many times a bare all-reduce it may take
     "parameters": (Parameters(), FP32(), 1.05),
     "gradients (interval 1: DDP)": (Gradients(), FP32(), None),
@@ -159,7 +92,7 @@ def bench_tick(ticks: int = 40, warm_up: int = 5) -> Iterator[Row]:
     for name, (sync, wire, limit) in TIMED.items():
         for workers in (2, 4):
             outcomes = run_workers(workers, time_ticks, workers, sync, wire, warm_up + ticks, timeout=TIMEOUT)
-            tick, bare = np.max(outcomes, axis=0)[warm_up:-1].T  # of the slowest worker
+            tick, bare = np.max(outcomes, axis=0)[warm_up:].T  # of the slowest worker
             note = f"{np.median(tick) * 1e3:.0f} ms, bare {np.median(bare) * 1e3:.0f} ms; {millions:.1f}M parameters"
             yield Row(f"tick, {name}, {workers} workers", float(np.median(tick / bare)), "x bare", note, at_most=limit)
 

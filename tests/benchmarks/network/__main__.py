@@ -6,6 +6,7 @@ preset of configs/strategy, what people would use instead (../others.py), and wo
     --rates 100 --models default --intervals 8 --presets ddp,local_sgd --others none    a small part: a minute
     --presets "diloco strategy/wire=int8"       a preset with overrides
     --time-to-loss streaming_diloco,local_sgd   seconds to DDP's final validation loss, presets as their files say
+    --tick                                      a tick's seconds beside those of a bare all-reduce of the same bytes
     --report                                    tables and figures from the file again, nothing measured
 
 Results are merged into the JSON file after each measurement, so that pieces can run at different times. Nothing else
@@ -72,6 +73,7 @@ def command_line() -> argparse.Namespace:
     add("--loss-steps", type=listed(positive), default=[640], help="lengths of the presets' runs (640)")
     add("--loss-model", default="default", help="the model of --time-to-loss (default)")
     add("--ddp-steps", type=positive, default=640, help="length of DDP's run for it, the loss to reach (640)")
+    add("--tick", action="store_true", help="instead of speeds: a tick beside a bare all-reduce of the same bytes")
     add("--again", action="store_true", help="run DDP again although the file has its losses")
     add("--dry-run", action="store_true", help="say what would be measured and how long it would take")
     add("--report", action="store_true", help="only tables and figures, from the file")
@@ -108,6 +110,10 @@ def measure_all(arguments: argparse.Namespace, network: Any) -> int:
         from tests.benchmarks.network.loss import time_to_loss
 
         time_to_loss(network, results, arguments, console)
+    elif arguments.tick:
+        from tests.benchmarks.network.tick import compare_ticks
+
+        compare_ticks(network, results, arguments, console)
     else:
         measure_speeds(network, results, arguments)
     if not arguments.dry_run:

@@ -79,7 +79,8 @@ def sized(job: Job, steps: int | None, seconds: float, computing: float) -> Plan
     if job.method in LOOPS:
         warmup = max(warmup, LOOPS[job.method].least_warmup)
     lead = job.interval if overlaps else 0
-    expected = START_SECONDS + warmup * computing + (tick if job.interval > 1 else warmup * tick)
+    broadcast = 2 * MODELS[job.model].parameters * 4 * 8 / (job.rate * 0.95e6)  # to one, then from two to two
+    expected = START_SECONDS + broadcast + warmup * computing + (tick if job.interval > 1 else warmup * tick)
     expected += (rounds + overlaps) * per_round
     return Planned(replace(job, warmup=warmup, lead=lead, steps=rounds * job.interval), expected)
 

@@ -27,12 +27,13 @@ class Results:
     `speeds`: one record per measurement: KEY, "steps", "seconds" (the slowest worker's), "at" (time); and in bytes per
     worker and step "sent" by the interface, "own" to TCP of them, "booked" in the ledger; or "error", where it failed.
     `ceilings`: "model", "steps_per_second", "at". `losses`: "method", "model", "rate", "steps", "at", "curve" of [step,
-    seconds, MB sent, loss]; of DDP one for each model and rate.
+    seconds, MB sent, loss]; of DDP one for each model and rate. `ticks`: for each rate the seconds of a "tick" and of a
+    "bare" all-reduce, and the "ratio", medians over "pairs".
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.content: dict[str, Any] = {"about": {}, "speeds": [], "ceilings": [], "losses": []}
+        self.content: dict[str, Any] = {"about": {}, "speeds": [], "ceilings": [], "losses": [], "ticks": []}
         if file.exists():
             self.content |= json.loads(file.read_text())
 
@@ -91,6 +92,11 @@ class Results:
         self.content["losses"] = [old for old in self.content["losses"] if key(old) != key(record)] + [record]
         self.save()
 
+    def add_tick(self, record: dict[str, Any]) -> None:
+        others = [old for old in self.content["ticks"] if old["rate"] != record["rate"]]
+        self.content["ticks"] = sorted([*others, record], key=lambda known: known["rate"])
+        self.save()
+
     # ---- reading
 
     def seconds_per_step(self) -> dict[str, float]:
@@ -118,6 +124,8 @@ class Results:
             console.print(of[0].error, markup=False)
         if self.content["losses"]:
             console.print(loss_table(self.content["losses"]))
+        if self.content["ticks"]:
+            console.print(tick_table(self.content["ticks"]))
         console.print(markdown(rows, self.content["losses"]), markup=False, soft_wrap=True)
         if any(not row.error and row.interval == FIGURE_INTERVAL for row in rows):
             speeds = draw_speeds(rows, self.content["ceilings"], self.file.with_name("network_speed.png"))
@@ -270,6 +278,16 @@ def loss_table(losses: Sequence[dict[str, Any]]) -> Table:
         table.add_column(name, justify="left" if name == "method" else "right")
     for cells in loss_cells(losses):
         table.add_row(*cells)
+    return table
+
+
+def tick_table(ticks: Sequence[dict[str, Any]]) -> Table:
+    table = Table(title="a tick beside a bare all-reduce of the same bytes: seconds of the slowest of 4 workers")
+    for name in ("Mbit/s", "tick", "bare", "tick / bare", "pairs"):
+        table.add_column(name, justify="right")
+    for of in ticks:
+        seconds = (f"{of['tick']:.3f}", f"{of['bare']:.3f}", f"{of['ratio']:.3f}")
+        table.add_row(f"{of['rate']:g}", *seconds, str(of["pairs"]))
     return table
 
 
