@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarks.network.measure import Job
+from tests.benchmarks.network.plan import Planned
+from tests.benchmarks.network.report import Results, speed_table
 from tests.conftest import REPOSITORY
 
 # namespaces are files in a folder of its own, and the third that is asked for is refused
@@ -95,3 +98,17 @@ def test_it_says_what_it_would_measure_or_what_is_wrong(
     assert message in ran.stdout
     assert "Traceback" not in ran.stderr + ran.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_figures_of_bandwidths_come_in_their_order_however_they_were_measured(tmp_path: Path) -> None:
+    results = Results(tmp_path / "results.json")
+    for rate, seconds in ((1000.0, 1.0), (10.0, 100.0), (100.0, 10.0)):
+        results.add_ceiling("large", 8, [{"seconds": 1.0}])
+        for method, faster in (("ddp", 1.0), ("local_sgd", rate / 100)):
+            item = Planned(Job(method, "large", rate, 1, steps=8), seconds=1.0)
+            counts = {"seconds": seconds / faster, "sent": 1e6, "own": 0.0, "booked": 1e6}
+            results.add_speed(item, [counts] * 4, since=0.0)
+    table = speed_table(results.rows(), "large")
+    ddp, ours = zip(*(list(column.cells) for column in table.columns), strict=True)
+    assert ddp[2:5] == ("0.08 (0.01)", "0.80 (0.10)", "8.00 (1.00)")
+    assert ours[5] == "0.1 / 1.0 / 10.0"

@@ -196,7 +196,7 @@ def speed_table(rows: Sequence[Row], model: str) -> Table:
         for rate in rates:
             row = of.get(rate)
             speeds.append("" if row is None else "failed" if row.error else f"{row.speed:.2f} ({row.share:.2f})")
-        good = {rate: row for rate, row in of.items() if not row.error}
+        good = {rate: of[rate] for rate in rates if rate in of and not of[rate].error}
         times = [
             f"{row.speed / ddp[rate].speed:.1f}" for rate, row in good.items() if rate in ddp and not ddp[rate].error
         ]
