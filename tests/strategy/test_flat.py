@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tests.conftest import run_workers
 from tests.strategy.toys import Toy, trainer_for
 from ticks.strategy import Parameters, TickStrategy
-from ticks.strategy.flat import ALIGNMENT, FlatBuffer
+from ticks.strategy.flat import ALIGNMENT, FlatBuffer, digest
 from ticks.strategy.seen import SAMPLE_BLOCK, sample
 
 
@@ -125,3 +125,16 @@ def test_float64_parameters_survive_ticks_exactly() -> None:
     for third in run_workers(2, dtype_after_ticks):
         assert third.dtype == torch.float64
         assert third.tolist() == [1 / 3] * 3
+
+
+def test_a_digest_tells_tensors_apart_by_any_bit_and_by_shape() -> None:
+    kinds = [torch.zeros(3, 2), torch.zeros(6), torch.zeros(2, 3).T, torch.zeros(6, dtype=torch.bfloat16)]
+    kinds += [torch.zeros(()), torch.zeros(0), torch.tensor(0), torch.zeros(6).bool(), torch.zeros(3).cfloat()]
+    assert digest([kinds[0]]) == digest([kinds[2]]), "by what they hold, not by how it lies in memory"
+    assert len({digest([kind]) for kind in kinds}) == len(kinds) - 1
+    mine = torch.randn(1000)
+    theirs = mine.clone()
+    assert digest([mine]) == digest([theirs])
+    theirs.view(torch.int32)[777] ^= 1
+    assert digest([mine]) != digest([theirs])
+    assert digest(kinds) != digest(kinds[::-1])

@@ -1,16 +1,19 @@
 """What TickStrategy promises about parameters, traffic and measuring."""
 
+import os
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from tests.conftest import WorkerError, run_workers
 from tests.strategy.toys import CountInTraining, Snapshots, Stream, Toy, Traffic, flat, trainer_for
 from ticks.strategy import DDP, Gradients, Hierarchical, Parameters, TickStrategy
+from ticks.strategy.flat import digest
 from ticks.strategy.strategy import FIELDS
 from ticks.strategy.wire import ring_bytes
 
@@ -68,6 +71,28 @@ def test_exactly_the_ticks_collectives_and_none_in_between(sync: type, messages:
         expected = {step: sorted(facts_and_numbers * (messages if step % 5 == 0 else 0)) for step in range(1, 21)}
         expected[1] = ["all_gather_object"]  # the start of training: how many steps there will be
         assert {step: sorted(calls) for step, calls in per_step.items()} == expected | {-1: []}
+
+
+def start(strategy: Any, seeds: tuple[int, int]) -> tuple[list[str], str]:
+    """What is said before training, and what this worker's model is then."""
+    pl.seed_everything(seeds[int(os.environ["LOCAL_RANK"])], verbose=False)
+    traffic, module = Traffic(), Toy(norm=True)
+    traffic.install()
+    traffic.counting = True
+
+    class Look(Callback):
+        def on_train_start(self, *_: Any) -> None:
+            self.seen = list(traffic.calls), digest([*module.parameters(), *module.buffers()])
+
+    trainer_for(strategy, 2, steps=1, callbacks=[look := Look()]).fit(module)
+    return look.seen
+
+
+def test_workers_start_from_worker_0s_model_which_travels_only_where_it_differs() -> None:
+    strategy = TickStrategy(interval=1, sync=Parameters())
+    same, different = (run_workers(2, start, strategy, seeds) for seeds in ((1, 1), (1, 2)))
+    assert ["broadcast" in calls for calls, _ in (*same, *different)] == [False, False, True, True]
+    assert len({model for _, model in (*same, *different)}) == 1
 
 
 def test_the_counter_sees_what_lightning_says_at_every_step() -> None:

@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from ticks.strategy.clock import Clock, EverySteps, Facts
 from ticks.strategy.exchange import Exchange, Message
 from ticks.strategy.facts import FIELDS, Round
-from ticks.strategy.flat import copy
+from ticks.strategy.flat import copy, digest
 from ticks.strategy.fragments import fragment_of
 from ticks.strategy.gradients import GradientBuffer
 from ticks.strategy.optimizer_state import Keep, OptimizerState, names_of_states, treat
@@ -157,10 +157,15 @@ class TickStrategy(WorkerStrategy):
             raise Refused(f"strategy.sync.{error}") from None
 
     def configure_ddp(self) -> None:
-        """No wrapper. All workers start from worker 0's parameters and buffers, the frozen ones included."""
+        """No wrapper. All workers start from worker 0's parameters and buffers, the frozen ones included.
+
+        They travel only if they differ: usually all workers have made them with one seed, or read one file.
+        """
         assert self.lightning_module is not None
-        for tensor in (*self.lightning_module.parameters(), *self.lightning_module.buffers()):
-            dist.broadcast(tensor.detach(), src=0)
+        tensors = [*self.lightning_module.parameters(), *self.lightning_module.buffers()]
+        if len(set(self._gather(digest(tensors)))) > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), src=0)
 
     def on_train_start(self) -> None:
         super().on_train_start()

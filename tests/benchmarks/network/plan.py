@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from tests.benchmarks.network.measure import MODELS, NEVER, Job, configure, is_preset
 
 EVERY_STEP = ("ddp", "lightning_ddp", "powersgd")  # how methods begin that talk at every step, whatever --intervals
+BROADCASTS = ("ddp", "lightning_ddp", "lightning_ddp_bf16")  # send all parameters before they train, equal or not
 WIRE_SHARE = {"BF16": 0.5, "FP16": 0.5, "Int8": 0.27, "Int4": 0.15, "LowRank": 0.05}  # of fp32's bytes, for estimates
 START_SECONDS = 5.0  # of four workers
 CEILING_EVERY = 100.0  # seconds: a share of the ceiling means one measured not long before or after
@@ -79,8 +80,10 @@ def sized(job: Job, steps: int | None, seconds: float, computing: float) -> Plan
     if job.method in LOOPS:
         warmup = max(warmup, LOOPS[job.method].least_warmup)
     lead = job.interval if overlaps else 0
-    broadcast = 2 * MODELS[job.model].parameters * 4 * 8 / (job.rate * 0.95e6)  # to one, then from two to two
-    expected = START_SECONDS + broadcast + warmup * computing + (tick if job.interval > 1 else warmup * tick)
+    start = START_SECONDS
+    if job.method in BROADCASTS:  # to one worker, then from two to two
+        start += 2 * MODELS[job.model].parameters * 4 * 8 / (job.rate * 0.95e6)
+    expected = start + warmup * computing + (tick if job.interval > 1 else warmup * tick)
     expected += (rounds + overlaps) * per_round
     return Planned(replace(job, warmup=warmup, lead=lead, steps=rounds * job.interval), expected)
 
