@@ -218,6 +218,8 @@ class _Run:
         self._check_sizes()
         try:
             self.strategy.check(self.task)
+            if fitting:
+                self.strategy.check_training(self.trainer, self.task)
         except Refused as error:
             raise ConfigError(str(error)) from None
         try:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -346,6 +347,37 @@ def test_parameters_that_thaw_are_trained_and_agreed_from_then_on(when: str, rul
         assert torch.equal(first["after"][step][thawed], second["after"][step][thawed])
     if rule != "accumulate":
         assert not torch.equal(first["after"][10][thawed], second["after"][10][thawed])
+
+
+@pytest.mark.parametrize("when", ["at a tick", "between ticks"])
+def test_no_gradient_of_a_round_is_lost_when_parameters_thaw_in_it(when: str) -> None:
+    results = RESULTS[f"thawed {when}, accumulate"]
+    mean = sum(result["gradients"][step] for result in results for step in (5, 6, 7, 8)) / (4 * len(results))
+    thawed = {step: bool(of[:112].any()) for step, of in results[0]["gradients"].items()}
+    assert [thawed[step] for step in (5, 6, 7, 8)] == ([True] * 4 if when == "at a tick" else [False] * 2 + [True] * 2)
+    for result in results:
+        torch.testing.assert_close(result["used"][8], mean)
+
+
+def thaw_and_resume(path: Path) -> None:
+    saver = SaveOnce(path, step=6)
+    trainer_for(RULES["outer"](), 2, steps=STEPS, callbacks=[saver]).fit(Frozen(thaw_after=4))
+    trainer_for(RULES["outer"](), 2, steps=STEPS).fit(Frozen(thaw_after=4), ckpt_path=path)
+
+
+class SaveOnce(pl.Callback):
+    def __init__(self, path: Path, step: int) -> None:
+        self.path, self.step = path, step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+def test_a_checkpoint_of_other_trained_parameters_is_refused(tmp_path: Path) -> None:
+    message = "the checkpoint does not fit: 6 tensors trained and travelled when it was written, now 4: freeze and thaw"
+    with pytest.raises(WorkerError, match=message):
+        run_workers(2, thaw_and_resume, tmp_path / "6.ckpt")
 
 
 @pytest.mark.parametrize("rule", RULES)

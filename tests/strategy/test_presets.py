@@ -38,6 +38,7 @@ from ticks.strategy import (
     Outer,
     Parameters,
     Reset,
+    Schedule,
     Streaming,
     TickStrategy,
     Wire,
@@ -131,7 +132,7 @@ def ticks(**options: Any) -> Callable[[], TickStrategy]:
     return lambda: TickStrategy(**({} if "clock" in options else {"interval": 4}) | options)
 
 
-# Every preset is stopped before the first tick of its rule and in the middle of a round.
+# Every preset is stopped in the middle of its training; the others below where it is hard for them.
 OF_PRESETS = {name: Run(partial(built, name), stops=(11,)) for name in PRESETS}
 
 OTHERS = {
@@ -315,6 +316,50 @@ def test_a_run_by_the_wall_clock_resumes_in_the_round_it_was_in(tmp_path: Path) 
     assert next_tick == 1 + interval
     assert first == second
     assert run_workers(2, rounds_by_the_wall_clock, path, True) == [first, first]
+
+
+def messages_of_a_longer_run(path: Path) -> dict[int, int]:
+    """By step, of a run that is stopped one step before its end, and goes on as a longer one."""
+    seen: dict[int, int] = {}
+
+    class Note(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            seen[trainer.global_step] = trainer.strategy.ledger.messages
+
+    strategy = ticks(sync=Streaming(NESTEROV, fragments=2, delay=0), clock=Schedule([(0, 4)]))
+    saver = SaveAfter(path, (9,))
+    trainer_for(strategy(), 2, steps=10, callbacks=[saver]).fit(Layered())
+    trainer_for(strategy(), 2, steps=14, callbacks=[Note()]).fit(Layered(), ckpt_path=saver.path(9))
+    return seen
+
+
+def test_no_fragment_is_left_out_of_the_round_in_which_a_run_was_made_longer(tmp_path: Path) -> None:
+    for seen in run_workers(2, messages_of_a_longer_run, tmp_path):
+        assert seen == {10: 6, 11: 6, 12: 6, 13: 6, 14: 8}  # two a round; the last ones, at 10 and 14, at their end
+
+
+# ---- constants ------------------------------------------------------------------------------------------------------
+
+PUBLISHED = {
+    "slowmo": {"clock.interval": 48, "sync.optimizer.lr": 1.0, "sync.optimizer.momentum": 0.5,
+               "sync.relative_to_lr": True},
+    "diloco": {"clock.interval": 500, "sync.optimizer.lr": 0.7, "sync.optimizer.momentum": 0.9,
+               "sync.optimizer.nesterov": True},
+    "streaming_diloco": {"clock.interval": 100, "sync.optimizer.lr": 0.7, "sync.optimizer.momentum": 0.9,
+                         "sync.optimizer.nesterov": True, "sync.alpha": 0.5,
+                         "wire._target_": "ticks.strategy.wire.Int4"},
+    "desloc": {"optimizer_state.every.exp_avg": 3, "optimizer_state.every.exp_avg_sq": 6},
+    "qsr": {"clock.base_interval": 4},
+    "post_local_sgd": {"ddp_steps": 50},  # the warm-up
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_presets_have_the_published_constants(name: str) -> None:
+    config = compose_strictly([f"strategy={name}"], CONFIGS)
+    OmegaConf.resolve(config)
+    for key, value in PUBLISHED[name].items():
+        assert OmegaConf.select(config.strategy, key) == value, key
 
 
 # ---- traffic --------------------------------------------------------------------------------------------------------

@@ -1,6 +1,11 @@
 """What TickStrategy promises about parameters, traffic and measuring."""
 
+import itertools
+import logging
 import os
+import threading
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,10 +14,21 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
 from tests.conftest import WorkerError, run_workers
 from tests.strategy.toys import CountInTraining, Snapshots, Stream, Toy, Traffic, flat, trainer_for
-from ticks.strategy import DDP, Gradients, Hierarchical, Parameters, TickStrategy
+from ticks.strategy import (
+    DDP,
+    FP32,
+    Accumulate,
+    EverySeconds,
+    Gradients,
+    Hierarchical,
+    Parameters,
+    Streaming,
+    TickStrategy,
+)
 from ticks.strategy.flat import digest
 from ticks.strategy.strategy import FIELDS
 from ticks.strategy.wire import ring_bytes
@@ -252,19 +268,161 @@ def test_one_workers_wish_to_stop_is_agreed_at_the_next_tick(who: int) -> None:
     assert run_workers(2, stop_early, who) == [8, 8]
 
 
-def log_with_sync_dist() -> None:
-    class Talks(Toy):
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            loss = super().training_step(batch, batch_idx)
-            self.log("loss", loss, sync_dist=True)
-            return loss
-
-    trainer_for(TickStrategy(interval=4), 2, steps=4).fit(Talks())
+class TalksInStep(Toy):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.log("loss", loss, sync_dist=True)
+        return loss
 
 
-def test_sync_dist_in_training_step_is_refused() -> None:
-    with pytest.raises(WorkerError, match="sync_dist=True"):
-        run_workers(2, log_with_sync_dist)
+class TalksAfterBackward(Toy):
+    def on_after_backward(self) -> None:
+        self.log("norm", self.net[0].weight.grad.norm(), sync_dist=True)
+
+
+class TalksBeforeOptimizer(Toy):
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self.log("norm", self.net[0].weight.grad.norm(), sync_dist=True)
+
+
+class Gathers(Toy):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.all_gather(torch.ones(1))
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("sync", [Parameters, Accumulate])
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (TalksInStep, "sync_dist=True"),
+        (TalksAfterBackward, "sync_dist=True"),
+        (TalksBeforeOptimizer, "sync_dist=True"),
+        (Gathers, "all_gather in a training step"),
+    ],
+)
+def test_what_a_step_would_say_to_other_workers_is_refused(sync: type, module: type, message: str) -> None:
+    with pytest.raises(WorkerError, match=message):
+        run_workers(2, lambda: trainer_for(TickStrategy(4, sync=sync()), 2, steps=4).fit(module()))
+
+
+class Unequal(Toy):
+    """Worker 1 has one batch more."""
+
+    def train_dataloader(self) -> DataLoader:
+        batches = list(itertools.islice(Stream(self.global_rank), 5 + self.global_rank))
+        return DataLoader(batches, batch_size=None)
+
+
+class Complex(Toy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rotation = torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (Unequal, r"different numbers of batches, \[5.0, 6.0\].*trainer.limit_train_batches=5"),
+        (Complex, "parameter rotation is complex"),
+    ],
+)
+def test_what_cannot_be_agreed_on_is_refused(module: type, message: str) -> None:
+    with pytest.raises(WorkerError, match=message):
+        run_workers(2, lambda: trainer_for(TickStrategy(4), 2, steps=8).fit(module()))
+
+
+class SlowData(Toy):
+    """Worker 1 waits for each of its batches."""
+
+    def train_dataloader(self) -> DataLoader:
+        def batches() -> Iterator[Any]:
+            for batch in Stream(self.global_rank):
+                time.sleep(0.05 * self.global_rank)
+                yield batch
+
+        return DataLoader(Endless(batches), batch_size=None)
+
+
+class Endless(IterableDataset):
+    def __init__(self, batches: Callable[[], Iterator[Any]]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.batches()
+
+
+def by_the_wall_clock() -> list[dict[str, float]]:
+    strategy, told = TickStrategy(clock=EverySeconds(0.5), sync=Parameters()), []
+    strategy.on_tick.append(told.append)
+    trainer_for(strategy, 2, steps=30).fit(SlowData())
+    return told
+
+
+def test_a_round_by_the_wall_clock_counts_loading_and_the_slowest_worker() -> None:
+    fast, slow = run_workers(2, by_the_wall_clock)
+    lengths = [metrics["tick/interval"] for metrics in fast]
+    assert lengths == [metrics["tick/interval"] for metrics in slow]
+    assert all(4 <= length <= 10 for length in lengths[1:-1]), lengths  # the first step is a round
+    assert len(lengths) > 3
+    for mine, theirs in zip(fast[1:], slow[1:], strict=True):
+        assert mine["tick/waiting"] > 0.03 * mine["tick/interval"] > theirs["tick/waiting"]
+
+
+class Unknown(Toy):
+    """Data whose end nobody knows before it comes."""
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(Endless(lambda: itertools.islice(Stream(self.global_rank), 6)), batch_size=None)
+
+
+def accumulate_unknown() -> list[str]:
+    logged: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: logged.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("ticks").addHandler(handler)
+    trainer_for(TickStrategy(4, sync=Accumulate()), 2, steps=-1, max_epochs=1).fit(Unknown())
+    return logged
+
+
+def test_gradients_that_are_left_at_an_end_nobody_knew_are_told() -> None:
+    zero, one = run_workers(2, accumulate_unknown)
+    assert zero == ["the data ended 2 steps into a round: their gradients were not used"]
+    assert one == []
+
+
+class Awaited(FP32):
+    """Its messages return only when the next step has begun."""
+
+    def __init__(self) -> None:
+        self.next_step = threading.Event()
+        self.in_time: list[bool] = []
+
+    def mean(self, *args: Any, **kwargs: Any) -> Any:
+        self.next_step.clear()
+        self.in_time.append(self.next_step.wait(10.0))
+        return super().mean(*args, **kwargs)
+
+
+class Begin(Callback):
+    def __init__(self, wire: Awaited) -> None:
+        self.wire = wire
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        time.sleep(0.1)  # the message is on its way by now
+        self.wire.next_step.set()
+
+
+def overlapping() -> list[bool]:
+    wire = Awaited()
+    strategy = TickStrategy(3, sync=Streaming(fragments=1, delay=1), wire=wire)
+    trainer_for(strategy, 2, steps=7, callbacks=[Begin(wire)]).fit(Toy())
+    return wire.in_time
+
+
+def test_workers_go_on_while_their_messages_travel() -> None:
+    for in_time in run_workers(2, overlapping):
+        assert in_time[:2] == [True, True]
 
 
 def lose_a_worker_to_nan() -> None:

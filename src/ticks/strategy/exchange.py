@@ -7,6 +7,7 @@ neither the rule nor the wire needs an anchor, parameters are averaged in place:
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -139,12 +140,13 @@ class Exchange:
         return [id(p) for p in self.parameters()]
 
     def _change_layout(self, tensors: list[Tensor]) -> None:
-        """Everybody agrees on all tensors of the old layout and the new one; what both have keeps its anchor."""
+        """Everybody agrees on all tensors of the old layout and the new one; what both have keeps its anchor, and what
+        the rule remembers of it."""
         assert self.flat is not None
         for message in list(self.in_flight):
             self.use(message)
-        views = self.flat.views_of(self.anchor) if self.anchor is not None else ()
-        kept = {id(t): view for t, view in zip(self._adopted, views, strict=False)}
+        before = _Layout(self._adopted, self.flat, self.slices)
+        anchor, moments = self.anchor, self.sync.moments()
         self.flat.release(self._adopted)
         both = list({id(t): t for t in (*self._adopted, *tensors)}.values())
         meeting = FlatBuffer(both)
@@ -153,11 +155,12 @@ class Exchange:
         self.ledger.sent(FP32().mean(meeting.all, facts, channel="layout").n_bytes)
         meeting.store(both)
         self._lay_out(tensors)
-        if self.anchor is not None:
-            for tensor, place in zip(tensors, self.flat.views_of(self.anchor), strict=True):
-                if id(tensor) in kept:
-                    place.copy_(kept[id(tensor)])
+        if self.anchor is not None and anchor is not None:
+            after = _Layout(tensors, self.flat, self.slices)
+            before.move(anchor, after, self.anchor)
             self.sync.begin([self.anchor[place] for place in self.slices])
+            if moments:
+                self.sync.set_moments(before.move_parts(moments, after))
         self._look_at_anchor()
 
     def _lay_out(self, tensors: list[Tensor]) -> None:
@@ -289,6 +292,8 @@ class Exchange:
         """The worker's facts; if its numbers are not finite it starts again from what it last agreed to."""
         facts = self.worker.facts(numbers)
         if not facts[0]:
+            for message in self.in_flight:
+                self._await(message)  # what it leaves owed is forgotten as well, whenever it gets there
             self.worker.forget_optimizers()
             self.wire.reset()
             if self.anchor is not None:
@@ -330,6 +335,7 @@ class Exchange:
         return {
             "anchor": None if agreed and not self.in_flight and self._all_live_here() else self.anchor,
             "anchor_is_old": self.anchor_is_old,
+            "shapes": [tuple(t.shape) for t in self._adopted],
             "in_flight": [self._saved(message) for message in self.in_flight],
             "sync": self.sync.state_dict(),
             "wire": self.wire.state_dict(),
@@ -352,6 +358,12 @@ class Exchange:
         return vars(message) | {"received": (received.rows_NxF, received.n_bytes)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """ValueError if other parameters trained when it was written."""
+        if (then := state["shapes"]) != (now := [tuple(t.shape) for t in self._adopted]):
+            raise ValueError(
+                f"{len(then)} tensors trained and travelled when it was written, now {len(now)}:"
+                " freeze and thaw parameters before training starts as they were then"
+            )
         if state["anchor"] is not None and self.anchor is not None:
             self.anchor.copy_(state["anchor"])
         self.anchor_is_old = state["anchor_is_old"]
@@ -360,6 +372,38 @@ class Exchange:
         self.seen.load_state_dict(state["seen"])
         for saved in state["in_flight"]:
             self.in_flight.append(Message(**(saved | {"received": Received(*saved["received"])})))
+
+
+@dataclass
+class _Layout:
+    """Where tensors lie in flat ones, in which parts."""
+
+    tensors: Sequence[Tensor]
+    flat: FlatBuffer
+    parts: Sequence[slice]
+
+    def move(self, numbers: Tensor, to: "_Layout", others: Tensor) -> None:
+        """Of the tensors that both have: copy `numbers`, laid out like this, into `others`, laid out like that."""
+        mine = {id(t): view for t, view in zip(self.tensors, self.flat.views_of(numbers), strict=True)}
+        for tensor, place in zip(to.tensors, to.flat.views_of(others), strict=True):
+            if id(tensor) in mine:
+                place.copy_(mine[id(tensor)])
+
+    def move_parts(self, values: Sequence[dict[str, Any]], to: "_Layout") -> list[dict[str, Any]]:
+        """The same for tensors that are known part by part, 0 where that has none; other values are the same in all."""
+        moved: list[dict[str, Any]] = [{} for _ in to.parts]
+        for name in dict.fromkeys(name for of in values for name in of):
+            known = [(part, of[name]) for part, of in zip(self.parts, values, strict=True) if of.get(name) is not None]
+            numbers, others = torch.zeros_like(self.flat.all), torch.zeros_like(to.flat.all)
+            laid_out = bool(known)
+            for part, value in known:
+                if laid_out := isinstance(value, Tensor) and value.shape == numbers[part].shape:
+                    numbers[part] = value
+            self.move(numbers, to, others)
+            for part, own in zip(to.parts, moved, strict=True):
+                if known:
+                    own[name] = others[part].clone() if laid_out else deepcopy(known[0][1])
+        return moved
 
 
 def _same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:

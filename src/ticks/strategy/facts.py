@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,8 +24,10 @@ class Round:
     bad_step: int = 0  # where the loss or the parameters were first not finite; 0: nowhere
     losses: list[Tensor] = field(default_factory=list)  # of single batches, since the round began or was resumed
     losses_from: int = 0  # the step of the round that the first of them belongs to
+    sent: list[int] = field(default_factory=list)  # fragments that have left before its end
     step_started: float | None = None
-    waited: float = 0.0  # for other workers, inside the current step
+    last_ended: float | None = None  # when the step before the current one did: loading data counts for a step
+    waited: float = 0.0  # since then, for other workers or for what is no training
 
     @property
     def start(self) -> int:
@@ -33,7 +36,7 @@ class Round:
 
     def begin_step(self) -> None:
         if self.step_started is None:
-            self.step_started = time.perf_counter()
+            self.step_started = time.perf_counter() if self.last_ended is None else self.last_ended
 
     def saw(self, loss: Tensor) -> None:
         """The loss of a batch, or its share of a step's where batches accumulate."""
@@ -43,7 +46,16 @@ class Round:
     def end_step(self) -> None:
         self.seconds += self._running()
         self.steps += 1
-        self.step_started, self.waited = None, 0.0
+        self.step_started = None
+
+    def between_steps(self) -> None:
+        """What follows belongs to the next step."""
+        self.last_ended, self.waited = time.perf_counter(), 0.0
+
+    def leave_out(self, seconds: float) -> None:
+        """Of the current step, if there is one: they went into something else."""
+        if self.step_started is not None or self.last_ended is not None:
+            self.waited += seconds
 
     def _running(self) -> float:
         return 0.0 if self.step_started is None else time.perf_counter() - self.step_started - self.waited
@@ -73,7 +85,7 @@ class Round:
         bad = (i for i, loss in enumerate(self.losses) if not math.isfinite(float(loss)))
         return self.start + self.losses_from + next(bad, 0) // batches + 1
 
-    def state_dict(self) -> dict[str, float | int]:
+    def state_dict(self) -> dict[str, Any]:
         bad_step = self.bad_step if math.isfinite(float(self.loss)) else self.first_bad_step()
         return {
             "interval": self.interval,
@@ -83,4 +95,5 @@ class Round:
             "loss": float(self.loss),
             "bad_step": bad_step,
             "losses_from": self.steps,
+            "sent": list(self.sent),
         }

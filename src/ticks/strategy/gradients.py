@@ -27,6 +27,13 @@ class GradientBuffer:
         self.buffers = list(buffers)
         return True
 
+    def take_over(self, before: "GradientBuffer") -> None:
+        """What was added up of the parameters that it held, too: others train than before."""
+        known = {id(p): place for p, place in zip(before.parameters, before.places, strict=True)}
+        for parameter, place in zip(self.parameters, self.places, strict=True):
+            if id(parameter) in known:
+                place.copy_(known[id(parameter)])
+
     def load(self) -> None:
         """Take this step's gradients; a parameter without one counts as 0."""
         for parameter, place in zip(self.parameters, self.places, strict=True):

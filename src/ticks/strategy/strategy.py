@@ -12,6 +12,7 @@ came with the last message of a round, the same on every worker.
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -51,8 +52,8 @@ class TickStrategy(WorkerStrategy):
     `ddp_steps`: for so many steps, first, train as DDP does: gradients averaged at every step, whatever the rule.
     `non_finite`: what to do at a tick when a worker's loss or parameters are not finite: "error" ends training and
     names worker and step; "exclude" averages over the others and lets the worker restart from them. Further
-    arguments are those of `WorkerStrategy`. What would talk between ticks (`sync_dist=True` in `training_step`,
-    SyncBatchNorm) is refused with ValueError.
+    arguments are those of `WorkerStrategy`. What would talk between ticks (`sync_dist=True` and
+    `all_gather` in a training step, SyncBatchNorm) is refused with ValueError.
 
     After each round the loggers get, all over the round and the workers unless said otherwise:
     tick/loss, the mean training loss; tick/interval, its steps; tick/waiting, the seconds worker 0 spent in its
@@ -103,7 +104,8 @@ class TickStrategy(WorkerStrategy):
         self._mean_loss = self._first_loss = self._slowest = self._lr = math.nan
         self._state_names: list[str] = []
         self._seconds_told = 0.0  # of the ledger's, what has been logged
-        self._stop_wanted = self._stop_agreed = self._in_training_step = False
+        self._stop_wanted = self._stop_agreed = False
+        self._silent = False  # inside a step
 
     @property
     def interval(self) -> int:
@@ -131,19 +133,28 @@ class TickStrategy(WorkerStrategy):
             if self.world_size > 1 and isinstance(callback, WeightAveraging | StochasticWeightAveraging):
                 name = type(callback).__name__
                 raise Refused(f"{name} averages one worker's own weights, which differ between ticks: leave it out")
-        if trainer.state.fn != TrainerFn.FITTING:
-            return
-        if self.sync.meets_in_groups:
-            size = self.sync.group_size or self.num_processes
-            if self.world_size % size:
-                raise Refused(f"group_size={size} does not divide the {self.world_size} workers")
-            if size == self.world_size > 1 and self.is_global_zero:
-                log.warning("group_size=%d: all workers form one group, so they all meet inside the rounds", size)
+        if trainer.state.fn == TrainerFn.FITTING:
+            assert self.lightning_module is not None
+            self.check_training(trainer, self.lightning_module)
+            if self.sync.meets_in_groups and self._group_size == self.world_size > 1 and self.is_global_zero:
+                log.warning("all %d workers form one group, so they all meet inside the rounds", self.world_size)
+
+    @property
+    def _group_size(self) -> int:
+        return self.sync.group_size or self.num_processes
+
+    def check_training(self, trainer: Trainer, module: LightningModule) -> None:
+        size, n = self._group_size, self.world_size
+        if self.sync.meets_in_groups and n % size:
+            valid = ", ".join(str(divisor) for divisor in range(1, n + 1) if n % divisor == 0)
+            raise Refused(f"strategy.sync.group_size={size} must divide the number of workers, {n}; valid: {valid}")
+        for name, parameter in module.named_parameters():
+            if parameter.is_complex():
+                raise Refused(f"parameter {name} is complex: keep its real and imaginary part as a real tensor")
         if not (self.sync.averages_gradients or self.ddp_steps):
             return
-        assert self.lightning_module is not None
         who = "ddp_steps" if self.ddp_steps else f"sync rule {type(self.sync).__name__}"
-        if not self.lightning_module.automatic_optimization:
+        if not module.automatic_optimization:
             raise Refused(f"{who} needs automatic optimization: use a rule that sends no gradients, sync=Parameters()")
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             raise Refused(f"{who} cannot average scaled gradients: use precision=bf16-mixed, or sync=Parameters()")
@@ -185,15 +196,21 @@ class TickStrategy(WorkerStrategy):
             self._begin_round()
         else:
             self._plan()
+        self._round.between_steps()
 
     def _check_agreement(self) -> None:
         """`Refused` where workers would train for different numbers of steps, or their optimizers do not fit."""
-        everyones = self._gather((float(self._total_steps), self._own_lr()))
-        if len(totals := {total for total, _ in everyones}) > 1:
-            raise Refused(f"workers would do different numbers of steps, {sorted(totals)}: give trainer.max_steps, or"
+        assert self.lightning_module is not None
+        batches = float(self.lightning_module.trainer.num_training_batches)
+        everyones = self._gather((float(self._total_steps), batches, self._own_lr()))
+        if len(totals := {total for total, _, _ in everyones}) > 1:
+            raise Refused(f"workers would do different numbers of steps, {sorted(totals)}: give trainer.max_steps, and"
                           " as many batches to each")  # fmt: skip
+        if len(counts := {count for _, count, _ in everyones}) > 1:  # they would evaluate and save after other steps
+            raise Refused(f"workers have different numbers of batches, {sorted(counts)}: give as many to each, or"
+                          f" trainer.limit_train_batches={min(counts):g}")  # fmt: skip
         if math.isnan(self._lr):
-            self._lr = max(lr for _, lr in everyones)
+            self._lr = max(lr for _, _, lr in everyones)
         self._state_names = names_of_states(self.optimizers)
         try:
             self.state_rule.averaged(1, self._state_names)
@@ -205,6 +222,8 @@ class TickStrategy(WorkerStrategy):
 
     def on_train_end(self) -> None:
         """A last tick, where training ended in the middle of a round; or where a callback changed a worker's model."""
+        if self._accumulates and self._round.steps and self.is_global_zero:
+            log.warning("the data ended %d steps into a round: their gradients were not used", self._round.steps)
         if (exchange := self._exchange) is not None:
             if not self._agreed or exchange.in_flight:
                 if self._round.steps:
@@ -272,21 +291,32 @@ class TickStrategy(WorkerStrategy):
         self._round.begin_step()
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        self._in_training_step = True
-        try:
+        with self._not_a_word():
             return super().training_step(*args, **kwargs)
+
+    @contextmanager
+    def _not_a_word(self) -> Iterator[None]:
+        """In the block the module and its callbacks may not talk."""
+        before, self._silent = self._silent, True
+        try:
+            yield
         finally:
-            self._in_training_step = False
+            self._silent = before
 
     def pre_backward(self, closure_loss: Tensor) -> None:
         super().pre_backward(closure_loss)
         self._round.saw(closure_loss.detach().float())
 
     def reduce(self, tensor: Any, *args: Any, **kwargs: Any) -> Any:
-        if self._in_training_step:
-            raise Refused("self.log(..., sync_dist=True) in training_step talks at every step: log without it;"
+        if self._silent:
+            raise Refused("self.log(..., sync_dist=True) in a training step talks at every step: log without it;"
                           " tick/loss is the mean over the workers")  # fmt: skip
         return super().reduce(tensor, *args, **kwargs)
+
+    def all_gather(self, *args: Any, **kwargs: Any) -> Tensor:
+        if self._silent:
+            raise Refused("self.all_gather in a training step talks at every step: between ticks workers do not")
+        return super().all_gather(*args, **kwargs)
 
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         closes_round = self.step + 1 >= self._round.end
@@ -301,10 +331,12 @@ class TickStrategy(WorkerStrategy):
             return loss
 
         if self._accumulates and not closes_round:
-            loss = closure_of_step()
+            with self._not_a_word():
+                loss = closure_of_step()
             self._end_step()
             return loss
-        return super().optimizer_step(optimizer, closure_of_step, model, **kwargs)
+        with self._not_a_word():
+            return super().optimizer_step(optimizer, closure_of_step, model, **kwargs)
 
     def _end_step(self) -> None:
         super()._end_step()
@@ -323,8 +355,10 @@ class TickStrategy(WorkerStrategy):
                 self._exchange.average("group", in_group=True)
             for fragment in sends:
                 self._exchange.send(fragment)
+                self._round.sent.append(fragment)
         if closes_round:
             self._close_round()
+        self._round.between_steps()
 
     def _finish_compute(self) -> None:
         """Wait for the GPU, so that its queue counts as computing and not as talking."""
@@ -389,9 +423,8 @@ class TickStrategy(WorkerStrategy):
             self._agreed = True
         else:
             last = len(self._exchange.slices) - 1
-            sent = {fragment for fragments in self._sends.values() for fragment in fragments}
             for fragment in range(last + 1):
-                if fragment not in sent:
+                if fragment not in self._round.sent:
                     self._exchange.send(fragment, closes_round=fragment == last)
         if self._exchange is not None and self._round.start >= self.ddp_steps:
             self._treat_optimizer_states()
@@ -422,7 +455,9 @@ class TickStrategy(WorkerStrategy):
         assert self._exchange is not None
         parameters, buffers = self._exchange.parameters(), self.floating_buffers()
         if self._gradients is None or not self._gradients.fits(parameters, buffers):
-            self._gradients = GradientBuffer(parameters, buffers)
+            before, self._gradients = self._gradients, GradientBuffer(parameters, buffers)
+            if before is not None:
+                self._gradients.take_over(before)
         return self._gradients
 
     def _average_gradients(self) -> None:
@@ -443,7 +478,7 @@ class TickStrategy(WorkerStrategy):
             gradients.store(with_buffers=self._by_gradients)
         self.ledger.sent(received.n_bytes)
         self._gradient_rows = received.rows_NxF
-        self._round.waited += self.ledger.seconds - spent
+        self._round.leave_out(self.ledger.seconds - spent)
 
     # ---- what a tick tells ---------------------------------------------------------------------------------------
 
@@ -529,14 +564,21 @@ class TickStrategy(WorkerStrategy):
             self._own = None
 
     def on_validation_start(self) -> None:
+        self._validation_started = time.perf_counter()
         super().on_validation_start()
         self._enter_agreed()
 
     def on_validation_end(self) -> None:
         self._leave_agreed()
         super().on_validation_end()
+        self._round.leave_out(time.perf_counter() - self._validation_started)
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        started = time.perf_counter()
+        super().save_checkpoint(checkpoint, filepath, storage_options)
+        self._round.leave_out(time.perf_counter() - started)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         with self.agreed_model():
@@ -576,7 +618,10 @@ class TickStrategy(WorkerStrategy):
         self._resumed = None
         assert self._exchange is not None
         if state["exchange"] is not None:
-            self._exchange.load_state_dict(state["exchange"])
+            try:
+                self._exchange.load_state_dict(state["exchange"])
+            except ValueError as error:
+                raise Refused(f"the checkpoint does not fit: {error}") from None
         if state["parameters"] is not None:
             copy(self._exchange.tensors(), state["parameters"])
         if state["gradients"] is not None:

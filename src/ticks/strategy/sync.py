@@ -42,6 +42,13 @@ class Sync:
         """
         anchor_P.sub_(pseudo_gradient_P)
 
+    def moments(self) -> list[dict[str, Any]]:
+        """What the rule remembers of each anchor, by name: tensors (P,), or values of the whole. [] if nothing."""
+        return []
+
+    def set_moments(self, moments: Sequence[dict[str, Any]]) -> None:
+        """Take back what `moments` gave, after `begin`, laid out like the new anchors."""
+
     def group_offsets(self, interval: int) -> range:
         """After which steps of a round of `interval` steps the workers of a group meet."""
         return range(0)
@@ -115,10 +122,17 @@ class Outer(Sync):
             pseudo_gradient_P.div_(lr)
             for group, rate in zip(optimizer.param_groups, self._rates[fragment], strict=True):
                 group["lr"] = rate * lr
-        (parameter,) = optimizer.param_groups[0]["params"]
+        parameter = _anchor_of(optimizer)
         parameter.grad = pseudo_gradient_P
         optimizer.step()
         parameter.grad = None
+
+    def moments(self) -> list[dict[str, Any]]:
+        return [dict(optimizer.state.get(_anchor_of(optimizer), {})) for optimizer in self._optimizers]
+
+    def set_moments(self, moments: Sequence[dict[str, Any]]) -> None:
+        for optimizer, own in zip(self._optimizers, moments, strict=True):
+            optimizer.state[_anchor_of(optimizer)] = dict(own)
 
     def state_dict(self) -> dict[str, Any]:
         return {"optimizers": [optimizer.state_dict() for optimizer in self._optimizers]}
@@ -190,11 +204,22 @@ class Hierarchical(Sync):
     def step(self, fragment: int, anchor_P: Tensor, pseudo_gradient_P: Tensor, lr: float) -> None:
         self.outer.step(fragment, anchor_P, pseudo_gradient_P, lr)
 
+    def moments(self) -> list[dict[str, Any]]:
+        return self.outer.moments()
+
+    def set_moments(self, moments: Sequence[dict[str, Any]]) -> None:
+        self.outer.set_moments(moments)
+
     def state_dict(self) -> dict[str, Any]:
         return self.outer.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.outer.load_state_dict(state)
+
+
+def _anchor_of(optimizer: Optimizer) -> Tensor:
+    (anchor,) = optimizer.param_groups[0]["params"]
+    return anchor
 
 
 def _averaging(anchors: Iterable[Tensor]) -> Optimizer:

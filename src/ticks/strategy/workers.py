@@ -98,6 +98,9 @@ class WorkerStrategy(DDPStrategy):
     def check(self, module: LightningModule) -> None:
         """`Refused` for a module that does not fit, before any worker is started."""
 
+    def check_training(self, trainer: Trainer, module: LightningModule) -> None:
+        """`Refused` for what cannot be trained like this, but can be evaluated; before any worker is started."""
+
     def describe(self) -> str:
         """What must be equal on all workers, in a few words."""
         return type(self).__name__
