@@ -1,8 +1,10 @@
 """The network benchmark where it cannot run: one message, no traceback, nothing left behind."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,8 @@ esac
 """
 
 START = """
-import os, sys, runpy, pathlib
+import os, sys, runpy, pathlib, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from tests.benchmarks.network import link
 os.geteuid = lambda: {user}
 link.NAMESPACES = pathlib.Path({namespaces!r})
@@ -34,19 +37,26 @@ runpy.run_module("tests.benchmarks.network", run_name="__main__")
 """
 
 
-def start(folder: Path, *, user: int) -> subprocess.CompletedProcess[str]:
-    """`python -m tests.benchmarks.network`, for the user id `user`, with the commands that lie in `folder`."""
+def start(folder: Path, *, user: int, stop: signal.Signals | None = None) -> subprocess.CompletedProcess[str]:
+    """`python -m tests.benchmarks.network`, for the user id `user`, with the commands that lie in `folder`; `stop` is
+    sent when the network stands."""
     script = START.format(user=user, namespaces=str(folder / "namespaces"))
     env = os.environ | {"PATH": f"{folder}:/usr/bin:/bin"}
-    return subprocess.run(
-        [sys.executable, "-c", script], cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=60
-    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=-1, stderr=-1, text=True) as process:
+        if stop is not None:
+            deadline = time.monotonic() + 30
+            while len(list((folder / "namespaces").iterdir())) < 5 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            process.send_signal(stop)
+        out, err = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
-def fake_commands(folder: Path) -> Path:
+def fake_commands(folder: Path, *, refused: int = 3) -> Path:
     (folder / "namespaces").mkdir()
     for name in ("ip", "tc"):
-        (folder / name).write_text(FAKE_IP)
+        (folder / name).write_text(FAKE_IP.replace("-ge 3", f"-ge {refused}"))
         (folder / name).chmod(0o755)
     return folder
 
@@ -67,6 +77,16 @@ def test_a_network_that_cannot_be_built_is_taken_down_again(tmp_path: Path) -> N
     calls = (tmp_path / "calls").read_text().splitlines()
     made = [call.split()[2] for call in calls if call.startswith("netns add")][:-1]
     assert len(made) == 2, "it got as far as the third"
+    assert list((tmp_path / "namespaces").iterdir()) == []
+
+
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_network_is_taken_down_when_a_run_is_stopped(tmp_path: Path, stop: signal.Signals, code: int) -> None:
+    ran = start(fake_commands(tmp_path, refused=6), user=0, stop=stop)
+    assert ran.returncode == code, ran.stderr
+    assert "Traceback" not in ran.stderr + ran.stdout
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert sum(call.startswith("netns add") for call in calls) == 5, "one for each worker and the bridge"
     assert list((tmp_path / "namespaces").iterdir()) == []
 
 
