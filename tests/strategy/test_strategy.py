@@ -369,6 +369,37 @@ def test_a_round_by_the_wall_clock_counts_loading_and_the_slowest_worker() -> No
         assert mine["tick/waiting"] > 0.03 * mine["tick/interval"] > theirs["tick/waiting"]
 
 
+class Hangs(Toy):
+    """The workers `ranks` sleep for 4 seconds in their sixth step."""
+
+    def __init__(self, *ranks: int) -> None:
+        super().__init__()
+        self.ranks = ranks
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if batch_idx == 5 and self.global_rank in self.ranks:
+            time.sleep(4.0)
+        return super().training_step(batch, batch_idx)
+
+
+def may_hang(*ranks: int) -> int:
+    strategy = TickStrategy(4, sync=Parameters(), heartbeat_seconds=0.1, hang_seconds=1.0)
+    trainer_for(strategy, 2, steps=9).fit(Hangs(*ranks))
+    return strategy.step
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_worker_that_hangs_in_a_step_while_another_waits_is_named(rank: int, capfd: Any) -> None:
+    with pytest.raises(WorkerError):
+        run_workers(2, may_hang, rank)
+    message = f"ticks: worker {rank} has been in step 6 for 1 s while worker {1 - rank} waits for it; stopping"
+    assert message in capfd.readouterr().err
+
+
+def test_a_step_may_take_long_where_nobody_waits() -> None:
+    assert run_workers(2, may_hang, 0, 1) == [9, 9]
+
+
 class Unknown(Toy):
     """Data whose end nobody knows before it comes."""
 

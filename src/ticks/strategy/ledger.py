@@ -21,6 +21,7 @@ class Ledger:
     measuring_bytes: int = 0
     seconds: float = 0.0
     ddp_bytes: int = 0
+    waiting = False  # inside a message right now; not part of the totals
 
     def sent(self, n_bytes: int) -> None:
         """One message of `n_bytes` left for training."""
@@ -30,10 +31,11 @@ class Ledger:
     @contextmanager
     def timed(self) -> Iterator[None]:
         """Add the seconds of the block."""
-        start = time.perf_counter()
+        start, self.waiting = time.perf_counter(), True
         try:
             yield
         finally:
+            self.waiting = False
             self.seconds += time.perf_counter() - start
 
     def state_dict(self) -> dict[str, float]:

@@ -58,7 +58,11 @@ class StopsBetweenSteps(Protocol):
 
 
 class Heartbeat:
-    """One worker's thread. `abort(message)` must not return: it is called when another worker is gone or hangs."""
+    """One worker's thread. `state()` is how many steps are done and whether this worker waits in a message.
+
+    `abort(message)` must not return: it is called when a worker is gone, or has not moved for `hang_seconds` while
+    another waits for it.
+    """
 
     def __init__(
         self,
@@ -68,6 +72,7 @@ class Heartbeat:
         name: str,
         seconds: float,
         hang_seconds: float,
+        state: Callable[[], tuple[int, bool]],
         abort: Callable[[str], None],
     ) -> None:
         self.name = name  # the same on all workers, another one for each fit
@@ -75,6 +80,7 @@ class Heartbeat:
         self.world_size = world_size
         self.seconds = seconds
         self.hang_seconds = hang_seconds
+        self.state = state
         self.abort = abort
         self.signum: int | None = None  # set by the signal handler, read by the thread
         self._lock = threading.Lock()
@@ -124,7 +130,8 @@ class Heartbeat:
 
     def _run(self) -> None:
         posted, beats, next_beat = False, 0, 0.0
-        seen: dict[int, tuple[bytes, float]] = {}
+        seen: dict[int, tuple[bytes, float]] = {}  # by worker: its last beat, and when it was new
+        moved: dict[int, tuple[tuple[int, ...], float]] = {}  # its state, and when it was new
         try:
             while not self._closed.wait(POLL_SECONDS):
                 urgent = self.signum is not None and not posted
@@ -132,7 +139,8 @@ class Heartbeat:
                     continue
                 next_beat = time.monotonic() + self.seconds
                 beats += 1
-                self._thread_store.set(f"beat/{self.rank}", str(beats))
+                steps, waits = self.state()
+                self._thread_store.set(f"beat/{self.rank}", f"{beats} {steps} {int(waits)}")
                 if urgent:
                     self._thread_store.set("stop", str(self.signum))
                     posted = True
@@ -141,20 +149,29 @@ class Heartbeat:
                         self._thread_store.set(f"at/{self.rank}", str(self._attempted))
                         self._published = True
                 if self.rank == 0:
-                    self._watch(seen)
+                    self._watch(seen, moved)
         except RuntimeError:  # the store, which lives with worker 0, does not answer
             if not self._closed.is_set():
                 self.abort("worker 0 is gone or hangs")
 
-    def _watch(self, seen: dict[int, tuple[bytes, float]]) -> None:
+    def _watch(self, seen: dict[int, tuple[bytes, float]], moved: dict[int, tuple[tuple[int, ...], float]]) -> None:
         now = time.monotonic()
-        for rank in range(1, self.world_size):
+        for rank in range(self.world_size):
             key = f"beat/{rank}"
             beat = self._thread_store.get(key) if self._thread_store.check([key]) else b""
             if rank not in seen or seen[rank][0] != beat:
                 seen[rank] = (beat, now)
             elif now - seen[rank][1] > self.hang_seconds:
                 self.abort(f"worker {rank} has not answered for {self.hang_seconds:g} s")
+            state = tuple(int(number) for number in beat.split()[1:])
+            if rank not in moved or moved[rank][0] != state:
+                moved[rank] = (state, now)
+        still = {rank: state for rank, (state, at) in moved.items() if state and now - at > self.hang_seconds}
+        waiting = [rank for rank, (_, waits) in still.items() if waits]
+        for rank, (steps, waits) in still.items():
+            if waiting and not waits:
+                self.abort(f"worker {rank} has been in step {steps + 1} for {self.hang_seconds:g} s while worker"
+                           f" {waiting[0]} waits for it")  # fmt: skip
 
 
 def leave(message: str) -> None:

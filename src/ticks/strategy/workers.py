@@ -35,7 +35,8 @@ class WorkerStrategy(DDPStrategy):
 
     `worker_command` starts workers 1 .. n - 1 (default: this script again). `fingerprint` is compared over the workers
     at the start: give a digest of the configuration. `heartbeat_seconds` is how often workers look for a stop request,
-    `hang_seconds` how long one may be silent before everything is stopped.
+    `hang_seconds` how long one may be silent, or be in one step while others wait for it in a tick, before everything
+    is stopped.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class WorkerStrategy(DDPStrategy):
             name=self._fit_name,
             seconds=self.heartbeat_seconds,
             hang_seconds=self.hang_seconds,
+            state=lambda: (self.step, self.ledger.waiting),
             abort=self._abort,
         )
         self._heartbeat.start()
