@@ -413,3 +413,34 @@ def test_only_wires_that_round_are_lossy() -> None:
     assert [kind().lossy for kind in RATIO] == [False, True, True, True, True]
     assert FP32().state_dict() == {}
     assert Received(torch.zeros(1, 1), 0).n_bytes == 0
+
+
+# ---- in which order --------------------------------------------------------------------------------------------------
+
+
+def orders_of(backend: str) -> tuple[list[list[str]], Tensor]:
+    """What is posted together, one batch after the other, and the mean, on a backend called so."""
+    rank, _ = join()
+    batches: list[list[str]] = []
+    batch, name = dist.batch_isend_irecv, dist.get_backend
+
+    def posted(operations: list[dist.P2POp]) -> Any:
+        batches.append(["send" if o.op is dist.isend else "receive" for o in operations])
+        return batch(operations)
+
+    dist.batch_isend_irecv, dist.get_backend = posted, lambda group: backend
+    try:
+        x = numbers(rank)
+        Int8().mean(x, facts(rank))
+    finally:
+        dist.batch_isend_irecv, dist.get_backend = batch, name
+    return batches, x
+
+
+def test_what_will_be_received_is_asked_for_before_anything_is_sent() -> None:
+    """Else gloo fills one direction of a connection at a time; other backends get each half as one batch."""
+    gloo, nccl = (run_workers(3, orders_of, backend) for backend in ("gloo", "nccl"))
+    for (one_by_one, mine), (at_once, theirs) in zip(gloo, nccl, strict=True):
+        assert one_by_one == 2 * (2 * [["receive"]] + 2 * [["send"]])
+        assert at_once == 2 * [["receive", "receive", "send", "send"]]
+        assert torch.equal(mine, theirs)
