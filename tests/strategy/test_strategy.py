@@ -431,7 +431,7 @@ class Awaited(FP32):
 
     def mean(self, *args: Any, **kwargs: Any) -> Any:
         self.next_step.clear()
-        self.in_time.append(self.next_step.wait(10.0))
+        self.in_time.append(self.next_step.wait(4.0))
         return super().mean(*args, **kwargs)
 
 
