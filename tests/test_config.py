@@ -137,6 +137,7 @@ def test_a_seed_of_zero_is_respected() -> None:
         (["strategy.clock.intervl=3"], "did you mean 'interval'? valid: _target_, interval"),
         (["model=ln_ticks", "model.adapter.widht=3"], "did you mean 'width'? valid: _partial_, _target_, activation"),
         (["strategy=ddp", "strategy.clock.interval=3"], "valid: _target_, hang_seconds, heartbeat_seconds"),
+        (["strategy=ddp", "strategy/wire=int8"], "strategy/wire=int8 chooses nothing: strategy=ddp has no wire"),
         (["data.path=book.txt"], "unknown key 'data.path' (value 'book.txt'); valid: _target_, block_size"),
         (["model.adapter.width=3"], "model.adapter is null here; model/adapter can be: none, ticks"),
         (["strategy=tick"], "strategy=tick is unknown; did you mean 'ticks'? valid: accumulate, adacomm, ddp,"),

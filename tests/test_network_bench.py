@@ -103,6 +103,7 @@ def test_a_run_that_was_killed_is_cleaned_up_by_the_next(tmp_path: Path) -> None
     ("arguments", "code", "message"),
     [
         ("--tick --rates 100,1000", 0, "1000 Mbit/s: 20 pairs"),
+        ("--seconds 0", 2, "argument --seconds: 0 s: give more than 0 seconds"),
         ("--presets nosuch", 2, "--presets: unknown: nosuch; valid: ddp, accumulate"),
         ("--time-to-loss diloco --loss-steps 650", 2, "650 steps do not end with an evaluation: give multiples of 40"),
     ],
@@ -115,7 +116,7 @@ def test_it_says_what_it_would_measure_or_what_is_wrong(
         [*command, "--rates", "100", *arguments.split()], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
     )
     assert ran.returncode == code, ran.stderr
-    assert message in ran.stdout
+    assert message in ran.stdout + ran.stderr
     assert "Traceback" not in ran.stderr + ran.stdout
     assert not list(tmp_path.iterdir())
 

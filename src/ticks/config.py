@@ -302,6 +302,10 @@ def _explain(error: Exception, parsed: Sequence[Override], config_dir: Path) -> 
     for override in parsed:
         key = override.key_or_group
         if f"'{key}'" in first or first.endswith(key):
+            group, _, part = key.rpartition("/")
+            if group and (config_dir / key).is_dir():
+                chosen = next((str(o.input_line) for o in parsed if o.key_or_group == group), f"this {group}")
+                return f"{override.input_line} chooses nothing: {chosen} has no {part}"
             return f"unknown key '{key}' (value {override.value()!r}){_valid_siblings(key, parsed, config_dir)}"
     return first
 

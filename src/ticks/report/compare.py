@@ -113,7 +113,10 @@ def figure(runs: list[Run], out: Path) -> None:
         right.plot(steps, bits, marker="o", markersize=3.5, label=label)
     if not drawn:
         plt.close(fig)
-        raise ConfigError("nothing to draw: no run has two evaluations during training")
+        raise ConfigError(
+            "nothing to draw: no run has two evaluations during training"
+            " (trainer.val_check_interval says after how many steps they come)"
+        )
     left.set_xscale("log")
     left.set_xlabel("MB sent per worker (log scale)")
     left.set_ylabel("validation bits per byte")

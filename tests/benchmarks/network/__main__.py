@@ -50,6 +50,12 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def duration(text: str) -> float:
+    if not 0 < float(text) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} s: give more than 0 seconds")
+    return float(text)
+
+
 def rate(text: str) -> float:
     if not 0.1 <= float(text) <= 100_000:
         raise argparse.ArgumentTypeError(f"{text} Mbit/s: give 0.1 to 100000")
@@ -65,8 +71,8 @@ def command_line() -> argparse.Namespace:
     add("--others", type=listed(str), help="of ../others.py; default: all")
     add("--intervals", type=listed(positive), default=[1, 8, 32, 128], help="steps between ticks (1,8,32,128)")
     add("--steps", type=positive, help="measure so many, rounded up to whole rounds, instead of ...")
-    add("--seconds", type=float, default=12.0, help="... whole rounds of about so many seconds (12)")
-    add("--longest", type=float, default=600.0, help="leave out what should take longer than so many seconds (600)")
+    add("--seconds", type=duration, default=12.0, help="... whole rounds of about so many seconds (12)")
+    add("--longest", type=duration, default=600.0, help="leave out what should take longer than so many seconds (600)")
     add("--repeats", type=positive, default=1, help="go through everything so many times (1)")
     add("--json", type=Path, default=RESULTS / "network.json", help="file that results are merged into")
     add("--time-to-loss", type=listed(str), metavar="PRESETS", help="instead of speeds; DDP is always among them")

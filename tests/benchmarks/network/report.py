@@ -216,7 +216,7 @@ def markdown(rows: Sequence[Row], losses: Sequence[dict[str, Any]]) -> str:
     for model in dict.fromkeys(row.model for row in rows):
         own = [row for row in rows if row.model == model and not row.error and row.interval in (1, FIGURE_INTERVAL)]
         own = [row for row in own if row.interval == FIGURE_INTERVAL or is_every_step(row)]
-        if not own:
+        if not any(row.interval == FIGURE_INTERVAL for row in own):
             continue
         rates = sorted({row.rate for row in own})
         lines += ["", f"{model} model, H={FIGURE_INTERVAL}", ""]
