@@ -359,7 +359,8 @@ class Exchange:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """ValueError if other parameters trained when it was written."""
-        if (then := state["shapes"]) != (now := [tuple(t.shape) for t in self._adopted]):
+        now = [tuple(t.shape) for t in self._adopted]
+        if (then := state.get("shapes", now)) != now:  # older checkpoints do not say
             raise ValueError(
                 f"{len(then)} tensors trained and travelled when it was written, now {len(now)}:"
                 " freeze and thaw parameters before training starts as they were then"
@@ -394,15 +395,16 @@ class _Layout:
         moved: list[dict[str, Any]] = [{} for _ in to.parts]
         for name in dict.fromkeys(name for of in values for name in of):
             known = [(part, of[name]) for part, of in zip(self.parts, values, strict=True) if of.get(name) is not None]
+            if not known:
+                continue
             numbers, others = torch.zeros_like(self.flat.all), torch.zeros_like(to.flat.all)
-            laid_out = bool(known)
-            for part, value in known:
-                if laid_out := isinstance(value, Tensor) and value.shape == numbers[part].shape:
+            laid_out = all(isinstance(value, Tensor) and value.shape == numbers[part].shape for part, value in known)
+            if laid_out:
+                for part, value in known:
                     numbers[part] = value
-            self.move(numbers, to, others)
+                self.move(numbers, to, others)
             for part, own in zip(to.parts, moved, strict=True):
-                if known:
-                    own[name] = others[part].clone() if laid_out else deepcopy(known[0][1])
+                own[name] = others[part].clone() if laid_out else deepcopy(known[0][1])
         return moved
 
 

@@ -106,6 +106,7 @@ class TickStrategy(WorkerStrategy):
         self._seconds_told = 0.0  # of the ledger's, what has been logged
         self._stop_wanted = self._stop_agreed = False
         self._silent = False  # inside a step
+        self._validation_started = 0.0
 
     @property
     def interval(self) -> int:
@@ -172,6 +173,8 @@ class TickStrategy(WorkerStrategy):
 
         They travel only if they differ: usually all workers have made them with one seed, or read one file.
         """
+        if self.world_size == 1:
+            return
         assert self.lightning_module is not None
         tensors = [*self.lightning_module.parameters(), *self.lightning_module.buffers()]
         if len(set(self._gather(digest(tensors)))) > 1:
