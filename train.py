@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
-from ticks.train import main
+from ticks.session import leave_on_signals
 
 if __name__ == "__main__":
+    leave_on_signals()  # before the imports that take time
+    from ticks.train import main
+
     main(Path(__file__).parent / "configs")

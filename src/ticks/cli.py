@@ -11,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ticks.config import ConfigError, did_you_mean
+from ticks.session import leave_on_signals
 
 
 def main() -> None:
     """Exit code 0; 2 for a mistake on the command line, told in one line; 1 for a failure."""
+    leave_on_signals()
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)

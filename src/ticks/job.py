@@ -4,7 +4,6 @@ A new run gets a new directory; `resume` continues one with the configuration it
 worker decides by itself, from the same command, and comes to the same Job but for the directory, which is worker 0's.
 """
 
-import os
 import sys
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -18,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ticks.config import ConfigError, check_values, did_you_mean, digest, plain
 from ticks.run_directory import find_unfinished, load_config, new_run_directory
+from ticks.strategy.identity import Identity, WrongLauncher, who_am_i
 
 KEPT = {"fit": ("data", "model", "task", "seed"), "eval": ("model",)}  # what cannot change once a run has begun
 HARMLESS = ("data.num_workers", "data.eval_batch_size")
@@ -43,7 +43,7 @@ def planned_job(config: DictConfig) -> Job:
     coordinates = dict(o.split("=", 1) for o in about.overrides.task if "=" in o)
     resume = str(config.resume) if config.resume is not None else None
     if resume == "auto":
-        if _started_by_others():
+        if identity_of(config).started_by_others:
             raise ConfigError("resume=auto: every worker was started by itself; name the directory, resume=RUN_DIR")
         found = find_unfinished(config)
         if found is None:
@@ -53,7 +53,7 @@ def planned_job(config: DictConfig) -> Job:
         return resumed_job(Path(resume), [] if config.resume == "auto" else list(about.overrides.task))
     if about.mode == RunMode.MULTIRUN:
         run_dir = Path(about.runtime.output_dir)
-    elif global_rank() == 0:
+    elif identity_of(config).rank == 0:
         run_dir = new_run_directory(str(config.name))
     else:
         run_dir = Path("logs/runs") / "of-worker-0"  # never written to: files are worker 0's
@@ -92,11 +92,12 @@ def resumed_job(run_dir: Path, overrides: list[str], mode: str = "fit") -> Job:
         OmegaConf.update(config, key, OverridesParser.create().parse_override(override).value())
     check_values(config)
     checkpoint, complaints = newest_usable(run_dir / "checkpoints")
-    for complaint in complaints if global_rank() == 0 else ():
+    is_zero = identity_of(config).rank == 0
+    for complaint in complaints if is_zero else ():
         print(f"warning: {complaint}; using the one before it", file=sys.stderr, flush=True)
     if checkpoint is None and (complaints or mode == "eval"):
         raise ConfigError(f"no usable checkpoint in {run_dir}/checkpoints")
-    if global_rank() == 0 and mode == "fit":
+    if is_zero and mode == "fit":
         print(f"resuming {run_dir} from {checkpoint or 'its start: no checkpoint was written yet'}", flush=True)
     return Job(
         mode,
@@ -139,13 +140,9 @@ def relative(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def global_rank() -> int:
-    """This process's rank over all nodes, as far as 0 can be told from others before they have met."""
-    for name in ("RANK", "SLURM_PROCID"):
-        if name in os.environ:
-            return int(os.environ[name])
-    return int(os.environ.get("NODE_RANK", 0)) or int(os.environ.get("LOCAL_RANK", 0))
-
-
-def _started_by_others() -> bool:
-    return any(name in os.environ for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
+def identity_of(config: Any) -> Identity:
+    """Who this process is in a run with this configuration. ConfigError if its environment cannot be meant."""
+    try:
+        return who_am_i(num_nodes=int(config["trainer"].get("num_nodes") or 1))
+    except WrongLauncher as error:
+        raise ConfigError(str(error)) from None

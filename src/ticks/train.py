@@ -11,7 +11,8 @@ import signal
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager
+import traceback
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -28,12 +29,13 @@ from ticks.config import (
     compose_strictly,
     expand_sweep,
 )
-from ticks.job import Job, global_rank, planned_job, relative, resumed_job
+from ticks.job import Job, identity_of, planned_job, relative, resumed_job
 from ticks.run_directory import discard_if_empty, locked
+from ticks.session import Failures, leave_on_signals, leaving_on_signals
+from ticks.strategy.identity import RANKS, SIZES, Identity, WrongLauncher, unbelieved
+from ticks.strategy.parent import end_with_parent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from lightning.pytorch import Trainer
 
 USER_MISTAKE = 2  # exit code
@@ -43,6 +45,7 @@ MULTIRUN = ("-m", "--multirun")
 def main(config_dir: Path) -> None:
     """The command line of train.py. Exit code 0; 2 for a mistake in it; 1 for a failure; 128 + signal if stopped."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no C++ stack traces when a worker ends
+    _forget_launchers()
     arguments = sys.argv[1:]
     try:
         resume = {a.partition("=")[2] for a in arguments if a.startswith("resume=")} - {"auto", "null", ""}
@@ -54,6 +57,16 @@ def main(config_dir: Path) -> None:
         _die(error)
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in MULTIRUN)  # Hydra wants it first
     hydra.main(version_base="1.3", config_path=str(config_dir.resolve()), config_name="train")(_hydra_job)()
+
+
+def _forget_launchers() -> None:
+    """Variables that configs/trainer ask for count only if what set them is there."""
+    try:
+        left_behind = unbelieved(os.environ)
+    except WrongLauncher as error:
+        _die(error)
+    for name in set(SIZES).intersection(left_behind):
+        del os.environ[name]
 
 
 def _die(error: Exception, code: int = USER_MISTAKE) -> NoReturn:
@@ -90,8 +103,10 @@ def _hydra_job(config: DictConfig) -> None:
 # ---- one run -----------------------------------------------------------------------------------------------------
 
 
-def run(job: Job) -> dict[str, Any] | None:
+def run(job: Job, jobfile: Path | None = None) -> dict[str, Any] | None:
     """Do `job` on this worker, worker 0 starting the others; worker 0's summary, or None in eval mode's others.
+
+    `jobfile` is where the process that started this one has written the job, and reads what its workers fail of.
 
     Exits (SystemExit) with 1 after a failure and 128 + signal after an agreed stop. ConfigError for user mistakes.
     """
@@ -99,24 +114,21 @@ def run(job: Job) -> dict[str, Any] | None:
 
     with ExitStack() as stack:
         stack.enter_context(restored_environment())
-        stack.enter_context(_sigterm_exits())
-        if global_rank() == 0 and job.mode == "fit":
+        me = identity_of(job.config)
+        left_behind = unbelieved(os.environ, int(job.config["trainer"].get("num_nodes") or 1))
+        if told := [f"{name}={os.environ[name]}" for name in RANKS if name in left_behind]:
+            print(f"note: {' '.join(told)} in the environment, but no launcher that set it: not believed", flush=True)
+        for name in left_behind:
+            del os.environ[name]
+        if jobfile is None:
+            jobfile = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ticks-job-"))) / "job.json"
+            jobfile.write_text(json.dumps(asdict(job)))
+        this = _Run(job, jobfile, me)
+        stack.enter_context(leaving_on_signals(agreed=this.is_training, give_up=this.give_up))
+        if me.rank == 0 and job.mode == "fit":
             Path(job.run_dir).mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(Path(job.run_dir)))
-        jobfile = stack.enter_context(tempfile.NamedTemporaryFile("w", prefix="ticks-job-", suffix=".json"))
-        json.dump(asdict(job), jobfile)
-        jobfile.flush()
-        return _Run(job, jobfile.name).go()
-
-
-@contextmanager
-def _sigterm_exits() -> "Iterator[None]":
-    """Until training handles it, SIGTERM leaves through the usual clean-up instead of killing this process alone."""
-    before = signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        return this.go()
 
 
 def _first(results: Any) -> dict[str, float]:
@@ -127,11 +139,13 @@ def _first(results: Any) -> dict[str, float]:
 class _Run:
     """What the steps of one run share."""
 
-    def __init__(self, job: Job, jobfile: str) -> None:
+    def __init__(self, job: Job, jobfile: Path, me: Identity) -> None:
         self.job = job
         self.jobfile = jobfile
+        self.failures = Failures(jobfile.parent)
+        self.me = me
         self.config = OmegaConf.create(job.config)
-        self.is_zero = global_rank() == 0
+        self.is_zero = me.rank == 0
         self.run_dir = Path(job.run_dir)
         self.before: dict[str, float] | None = None
         self.status = "failed"
@@ -143,6 +157,8 @@ class _Run:
         from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
         from ticks.report import wandb
+        from ticks.strategy.launch import NoScript
+        from ticks.strategy.meeting import NoMeeting
         from ticks.strategy.shutdown import Stopped
         from ticks.strategy.strategy import NonFiniteLoss
         from ticks.strategy.workers import CheckpointNotWritten, Refused
@@ -162,19 +178,43 @@ class _Run:
         except SystemExit as left:  # a signal before training could be stopped in agreement
             exit_code, self.status = left.code or 1, "stopped"  # type: ignore[assignment]
             raise
-        except (NonFiniteLoss, CheckpointNotWritten, Refused, MisconfigurationException) as error:
-            # every worker knows the same: worker 0 tells it
-            if not self.is_zero:
-                sys.exit(1)
-            _die(error, 1 if isinstance(error, NonFiniteLoss | CheckpointNotWritten) else USER_MISTAKE)
-        except RuntimeError as error:
+        except (NonFiniteLoss, CheckpointNotWritten) as error:
+            self._fail(error, 1, all_know=True)
+        except Refused as error:
+            self._fail(error, USER_MISTAKE, all_know=True)
+        except (MisconfigurationException, NoMeeting, NoScript, WrongLauncher) as error:
+            self._fail(error, USER_MISTAKE)
+        except ConfigError as error:
+            if self._is_child:
+                self._fail(error, USER_MISTAKE)
+            raise
+        except Exception as error:
             self._explain(error)
             raise
         finally:
+            self._end_workers()
             if exit_code and self.began:
                 self.summarise()
             wandb.finish(exit_code)
-            self._end_workers()
+
+    @property
+    def _is_child(self) -> bool:
+        """Whether another process of this run started this one, and tells what it fails of."""
+        return self.me.launcher == "worker"
+
+    def is_training(self) -> bool:
+        """Whether stopping is the workers' affair, to be agreed between steps."""
+        return getattr(getattr(self, "strategy", None), "is_training", False)
+
+    def give_up(self, signum: int) -> None:
+        """Called from a thread where a signal has ended nothing: leave things as they stand, but no process behind."""
+        self.status = "stopped"
+        if self.began:
+            self.summarise()
+        if (launcher := self._launcher()) is not None:
+            launcher.kill_all()
+        if self.is_zero:
+            print(f"stopped by {signal.Signals(signum).name} while waiting: everything was left at once", flush=True)
 
     # ---- build
 
@@ -215,6 +255,8 @@ class _Run:
             enable_checkpointing=fitting,
         )
         assert isinstance(self.trainer.strategy, WorkerStrategy)
+        if (launcher := self._launcher()) is not None:
+            launcher.last_words = self.failures.tell
         self._check_sizes()
         try:
             self.strategy.check(self.task)
@@ -226,7 +268,7 @@ class _Run:
             self.strategy._refuse_what_talks(self.trainer)
         except Refused as error:
             raise ConfigError(f"trainer: {error}") from None
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if self.me.local_rank == 0:
             self._prepare_data()
 
     def _choose_accelerator(self) -> None:
@@ -245,7 +287,7 @@ class _Run:
             print(f"{wish.devices} workers but {gpus} GPU(s): using the CPU (trainer.devices={gpus} would use them)")
 
     def _for_workers(self) -> dict[str, Any]:
-        command = [sys.executable, "-m", "ticks.train", self.jobfile]
+        command = [sys.executable, "-m", "ticks.train", str(self.jobfile)]
         return {"worker_command": command, "fingerprint": self.job.config_digest}
 
     def _quiet(self) -> None:
@@ -455,31 +497,60 @@ class _Run:
             again = f"; continue with: python train.py resume={self.run_dir}" if stop.checkpoint else ""
             print(f"stopped by {name} after step {stop.step}, checkpoint {self.checkpoint}{again}", flush=True)
 
-    def _explain(self, error: RuntimeError) -> None:
-        """A connection that broke because a worker died is told in one line instead of a stack trace."""
-        if not any(word in str(error).lower() for word in ("connection", "gloo", "nccl", "timed out")):
+    def _fail(self, error: Exception, exit_code: int, *, all_know: bool = False) -> NoReturn:
+        """Leave with one line, said once for all workers; `all_know`: every worker fails of the same."""
+        if self._is_child:
+            self.failures.report(self.me.rank, str(error), exit_code=exit_code)
+        elif self.is_zero or not self.me.started_by_others:
+            self.failures.told.add(str(error))
+            _die(error, exit_code)
+        elif not all_know:
+            _die(ConfigError(f"worker {self.me.rank}: {error}"), exit_code)
+        sys.exit(exit_code)
+
+    def _explain(self, error: Exception) -> None:
+        """Before a stack trace: a line instead, where what happened to another worker is all there is to tell."""
+        from ticks.strategy.launch import WorkerDied
+
+        words = ("connection", "gloo", "nccl", "timed out", "socket")
+        text = f"{type(error).__name__}: {error}"
+        broken = isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+        if not (broken or isinstance(error, WorkerDied)):
+            self.failures.told.add(text)
+            if self._is_child:
+                self.failures.report(self.me.rank, text, trace=traceback.format_exc())
+                sys.exit(1)
+            if not self.is_zero:
+                print(f"error: worker {self.me.rank}: {text}", file=sys.stderr, flush=True)
             return
-        if not self.is_zero:
+        launcher = self._launcher()
+        if self._is_child or launcher is None or (self.me.started_by_others and not self.is_zero):
             sys.exit(1)
-        launcher: Any = self.trainer.strategy.launcher
         deadline = time.monotonic() + 3
-        while getattr(launcher, "dead", None) is None and time.monotonic() < deadline:
+        while launcher.dead is None and time.monotonic() < deadline:
             time.sleep(0.1)
-        if getattr(launcher, "signum", None):
+        if self.failures.tell():
+            sys.exit(self.failures.exit_code)
+        if launcher.signum:
             self.status = "stopped"
             sys.exit(128 + launcher.signum)
-        if getattr(launcher, "dead", None):
+        if launcher.dead:
             _die(RuntimeError(f"{launcher.dead}; resume with: python train.py resume={self.run_dir}"), 1)
 
-    def _end_workers(self) -> None:
-        """Leave no process and no process group behind."""
+    def _launcher(self) -> Any:
+        """The one that started this machine's other workers, if it was built yet."""
         from ticks.strategy.launch import WorkerLauncher
 
-        launcher = getattr(getattr(self, "trainer", None), "strategy", None)
-        launcher = launcher.launcher if launcher is not None else None
-        if isinstance(launcher, WorkerLauncher):
+        launcher = getattr(getattr(getattr(self, "trainer", None), "strategy", None), "launcher", None)
+        return launcher if isinstance(launcher, WorkerLauncher) else None
+
+    def _end_workers(self) -> None:
+        """Leave no process and no process group behind, and nothing untold that one of them failed of."""
+        if (launcher := self._launcher()) is not None:
             launcher.wait(20 if self.agreed_end else 1)
             launcher.kill_all()
+        if not self._is_child:
+            self.failures.tell()
         import torch.distributed as dist
 
         if dist.is_initialized():
@@ -488,11 +559,9 @@ class _Run:
 
 def worker(jobfile: str) -> None:
     """The entry of workers 1 .. n - 1."""
-    job = Job(**json.loads(Path(jobfile).read_text()))
-    try:
-        run(job)
-    except ConfigError as error:
-        _die(error)
+    end_with_parent()
+    leave_on_signals()
+    run(Job(**json.loads(Path(jobfile).read_text())), Path(jobfile))
 
 
 if __name__ == "__main__":

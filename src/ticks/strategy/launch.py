@@ -1,8 +1,9 @@
 """Starting the workers of one machine, watching them, and leaving nothing behind.
 
-Worker 0 is the process the user started; it starts the others. Unlike Lightning's launcher this one can be given the
-exact command of the other workers (so that a sweep's children do not run the whole sweep again), notices a dead worker
-within a second, and never leaves a process behind. Under torchrun, SLURM and the like it starts nothing.
+Worker 0 is the process the user started; it starts the others, who end when it does, whatever happened to it. Unlike
+Lightning's launcher this one can be given the exact command of the other workers (so that a sweep's children do not run
+the whole sweep again), tells each who it is, notices a dead worker within a second, and never leaves a process behind.
+Under torchrun, SLURM and the like it starts nothing.
 """
 
 import atexit
@@ -14,17 +15,41 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
+import torch.distributed as dist
 from lightning.fabric.plugins import ClusterEnvironment
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.strategies.launchers.subprocess_script import (
+    _HYDRA_AVAILABLE,
+    _basic_subprocess_cmd,
+    _hydra_subprocess_cmd,
+)
+
+from ticks.strategy import meeting
+from ticks.strategy.environment import WorkerEnvironment
+from ticks.strategy.identity import Identity
 
 GRACE_SECONDS = 5.0  # how long worker 0 may take to notice by itself that another worker died
+STOPS = {code: s for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) for code in (128 + s, -s)}
+
+
+class WorkerDied(RuntimeError):
+    """A worker ended before training could begin."""
+
+
+class NoScript(ValueError):
+    """There is no script that the other workers could run. Its text is the whole message."""
 
 
 class WorkerLauncher(_SubprocessScriptLauncher):
-    """Starts workers 1 .. n - 1 with `command`, or by running this script again if it is None."""
+    """Starts workers 1 .. n - 1 with `command`, or by running this script again if it is None.
+
+    `command` starts with SIGTERM, SIGINT and SIGHUP blocked, and unblocks them once it can take them.
+    """
 
     def __init__(
         self,
@@ -33,13 +58,21 @@ class WorkerLauncher(_SubprocessScriptLauncher):
         num_nodes: int,
         *,
         command: Sequence[str] | None,
+        patience: timedelta = timedelta(minutes=30),
     ) -> None:
         super().__init__(cluster_environment, num_processes, num_nodes)
         self.command = command
+        self.patience = patience  # with workers that do not come
+        self.store: dist.TCPStore | None = None  # where workers meet, if this is worker 0
         self.dead: str | None = None  # what happened to the first worker that died
         self.signum: int | None = None  # the signal it was stopped by, if it was
+        self.last_words: Callable[[], object] = lambda: None  # said before everything ends because a worker died
         self._done = threading.Event()
         self._failed = False  # whether worker 0 left its last fit, validate or test by an exception
+
+    @property
+    def is_interactive_compatible(self) -> bool:
+        return True  # with one worker; with several `launch` says what it needs
 
     def launch(self, function: Callable, *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
         environment = self.cluster_environment
@@ -55,21 +88,39 @@ class WorkerLauncher(_SubprocessScriptLauncher):
         return result
 
     def _call_children_scripts(self) -> None:
-        if self.command is None:
-            super()._call_children_scripts()
-            return
+        """Start the others. NoScript if they cannot be started, OSError if worker 0's port is taken."""
         environment = self.cluster_environment
-        os.environ |= {
-            "MASTER_ADDR": environment.main_address,
-            "MASTER_PORT": str(environment.main_port),
-            "NODE_RANK": str(environment.node_rank()),
-            "LOCAL_RANK": "0",
-            "WORLD_SIZE": str(self.num_processes * self.num_nodes),
-        }
+        assert isinstance(environment, WorkerEnvironment)
+        others = range(1, self.num_processes)
+        commands = {n: (self.command, None) if self.command is not None else _script(n) for n in others}
+        me = replace(environment.identity, launcher="worker", process=os.getpid())
+        me = replace(me, rank=environment.global_rank(), world_size=self.num_processes * self.num_nodes)
+        if me.rank == 0:
+            self.store = meeting.host(me.address, me.port, self.patience)
+            me = replace(me, port=self.store.port)
+        environment.become(me)
+        if me.world_size != 1:
+            os.environ |= me.to_environment()  # a second Trainer of this script finds its workers there already
+        for local_rank, (command, directory) in commands.items():
+            self._start(command, directory, replace(me, rank=me.rank + local_rank, local_rank=local_rank))
+
+    def _start(self, command: Sequence[str], directory: str | None, worker: Identity) -> None:
+        """A worker that is told who it is; our own command is started deaf, so that no signal finds it half awake."""
         path = os.pathsep.join(entry for entry in sys.path if entry)
-        for local_rank in range(1, self.num_processes):
-            env = os.environ | {"LOCAL_RANK": str(local_rank), "PYTHONPATH": path}
-            self.procs.append(subprocess.Popen(self.command, env=env))
+        env = os.environ | worker.to_environment() | {"PYTHONPATH": path}
+        stops = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if self.command is not None else ()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
+        try:
+            self.procs.append(subprocess.Popen(command, env=env, cwd=directory))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def check(self) -> None:
+        """WorkerDied if one of the workers that this process started has ended."""
+        for rank, process in enumerate(self.procs, start=1):
+            if (code := process.poll()) is not None:
+                self.signum = STOPS.get(code)
+                raise WorkerDied(f"worker {rank} {describe_exit(code)}")
 
     def kill(self, signum: int) -> None:  # type: ignore[override]
         """Send `signum` to the workers that this process started and that still run."""
@@ -112,14 +163,30 @@ class WorkerLauncher(_SubprocessScriptLauncher):
             for rank, process in enumerate(self.procs, start=1):
                 code = process.poll()
                 if code:
-                    stops = {code_of: s for s in (signal.SIGTERM, signal.SIGINT) for code_of in (128 + s, -s)}
-                    self.signum = stops.get(code)
+                    self.signum = STOPS.get(code)
                     self.dead = f"worker {rank} {describe_exit(code)}"
                     if not self._done.wait(GRACE_SECONDS):
+                        self.last_words()
                         print(f"ticks: {self.dead}; ending the other workers", file=sys.stderr, flush=True)
                         self.kill(signal.SIGKILL)
                         os._exit(128 + self.signum if self.signum else 1)
                     return
+
+
+def _script(local_rank: int) -> tuple[Sequence[str], str | None]:
+    """The command that runs this script again, and where. NoScript if there is none."""
+    main = sys.modules["__main__"]
+    if getattr(main, "__file__", None) is None and getattr(main, "__spec__", None) is None:
+        raise NoScript(
+            "several workers are started by running this script again, and this is none (python -c, a notebook, a"
+            " prompt): use devices=1, or save it as a file and run that"
+        )
+    if _HYDRA_AVAILABLE:
+        from hydra.core.hydra_config import HydraConfig
+
+        if HydraConfig.initialized():
+            return _hydra_subprocess_cmd(local_rank)
+    return _basic_subprocess_cmd(), None
 
 
 def describe_exit(code: int) -> str:

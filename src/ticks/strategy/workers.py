@@ -1,6 +1,7 @@
 """What every strategy here shares, whatever its workers say to each other: launching, stopping, exact resume."""
 
 import logging
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -12,11 +13,15 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
+from torch.distributed.constants import default_pg_timeout
 from torch.optim import Optimizer
 
 from ticks.strategy import checkpoint as files
+from ticks.strategy import meeting
+from ticks.strategy.environment import WorkerEnvironment, cluster_environment
 from ticks.strategy.launch import WorkerLauncher
 from ticks.strategy.ledger import Ledger
+from ticks.strategy.parent import end_with_parent
 from ticks.strategy.shutdown import Heartbeat, Stopped, leave, quieten
 
 log = logging.getLogger(__name__)
@@ -51,7 +56,12 @@ class WorkerStrategy(DDPStrategy):
         for name, value in {"heartbeat_seconds": heartbeat_seconds, "hang_seconds": hang_seconds}.items():
             if not 0 < value < float("inf"):
                 raise ValueError(f"{name}={value} must be above 0 seconds")
-        super().__init__(checkpoint_io=kwargs.pop("checkpoint_io", None) or files.AtomicCheckpointIO(), **kwargs)
+        end_with_parent()
+        super().__init__(
+            checkpoint_io=kwargs.pop("checkpoint_io", None) or files.AtomicCheckpointIO(),
+            cluster_environment=kwargs.pop("cluster_environment", None) or cluster_environment(),
+            **kwargs,
+        )
         self.heartbeat_seconds = heartbeat_seconds
         self.hang_seconds = hang_seconds
         self.fingerprint = fingerprint
@@ -59,6 +69,7 @@ class WorkerStrategy(DDPStrategy):
         self.step = 0  # optimizer steps that every worker has attempted, counted over resumed runs
         self.ledger = Ledger()
         self.dropped: str | None = None  # what a resumed run could not take over
+        self.is_training = False  # a stop is agreed between steps, and takes the time it takes
         self._heartbeat: Heartbeat | None = None
         self._fit_name = ""
         self._worker_state: dict[str, Any] | None = None
@@ -69,7 +80,44 @@ class WorkerStrategy(DDPStrategy):
     def _configure_launcher(self) -> None:
         assert self.cluster_environment is not None
         self._launcher = WorkerLauncher(
-            self.cluster_environment, self.num_processes, self.num_nodes, command=self.worker_command
+            self.cluster_environment,
+            self.num_processes,
+            self.num_nodes,
+            command=self.worker_command,
+            patience=self._timeout or default_pg_timeout,
+        )
+
+    def set_world_ranks(self) -> None:
+        if isinstance(self.cluster_environment, WorkerEnvironment):
+            self.cluster_environment.set_num_nodes(self.num_nodes)
+        super().set_world_ranks()
+
+    def setup_distributed(self) -> None:
+        """The process group, where nobody waits inside C++ for somebody who does not come."""
+        self.set_world_ranks()
+        if dist.is_initialized() and dist.get_world_size() == 1 != self.world_size:  # of an earlier Trainer
+            dist.destroy_process_group()
+        if not dist.is_initialized() and isinstance(self.cluster_environment, WorkerEnvironment):
+            self._meet(self.cluster_environment)
+        super().setup_distributed()
+
+    def _meet(self, environment: WorkerEnvironment) -> None:
+        launcher, rank, patience = self._launcher, self.global_rank, self._timeout or default_pg_timeout
+        assert isinstance(launcher, WorkerLauncher)
+        address, port = environment.main_address, environment.main_port
+        if rank == 0:
+            store = launcher.store or meeting.host(address, port, patience)
+        else:
+            store = meeting.join(address, port, patience, who=f"worker {rank}")
+        meeting.gather(store, rank, self.world_size, patience, check=launcher.check)
+        gpu = self.root_device if self.root_device.type != "cpu" else None
+        dist.init_process_group(
+            self._get_process_group_backend(),
+            store=dist.PrefixStore("default_pg", store),
+            rank=rank,
+            world_size=self.world_size,
+            timeout=patience,
+            device_id=gpu,
         )
 
     def setup(self, trainer: Trainer) -> None:
@@ -129,6 +177,7 @@ class WorkerStrategy(DDPStrategy):
             abort=self._abort,
         )
         self._heartbeat.start()
+        self.is_training = True
 
     def on_train_end(self) -> None:
         super().on_train_end()
@@ -136,8 +185,10 @@ class WorkerStrategy(DDPStrategy):
         self._end_heartbeat()
         if signums := [signum for signum in self._gather(mine) if signum is not None]:  # too late to stop between steps
             self._stop(signums[0])
+        self.is_training = False
 
     def on_exception(self, exception: BaseException) -> None:
+        self.is_training = False
         self._end_heartbeat()
         super().on_exception(exception)
 
@@ -194,8 +245,8 @@ class WorkerStrategy(DDPStrategy):
     def on_signal(self, signum: int) -> None:
         if self._heartbeat is None:
             raise Stopped(signum, self.step, None)
-        if self._heartbeat.signum is not None and signum == 2:
-            raise KeyboardInterrupt
+        if self._heartbeat.signum is not None and signum == signal.SIGINT:  # impatient: at once, without a checkpoint
+            raise SystemExit(128 + signum)
         self._heartbeat.signum = signum
 
     def between_steps(self) -> None:

@@ -1,0 +1,66 @@
+"""How workers find each other before there is a process group: a key-value store that worker 0 hosts.
+
+torch would wait for the others inside C++, where no signal handler runs. Here every wait is a loop in Python that a
+signal ends, that says what it waits for, and that gives up where a worker has died.
+"""
+
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+
+import torch.distributed as dist
+
+TRY_SECONDS = 2  # to reach worker 0, once: inside C++
+POLL_SECONDS = 0.05
+PATIENCE = 10.0  # seconds of silence before a worker says what it waits for
+
+
+class NoMeeting(OSError):
+    """Workers could not find each other. Its text is the whole message."""
+
+
+def host(address: str, port: int, seconds: timedelta) -> dist.TCPStore:
+    """Worker 0's store; port 0 takes a free one (`.port` tells). NoMeeting if the port is taken."""
+    try:
+        return dist.TCPStore(address, port, is_master=True, wait_for_workers=False, timeout=seconds)
+    except RuntimeError as error:  # torch's DistNetworkError
+        why = "is in use" if "EADDRINUSE" in str(error) else f"cannot be used ({str(error).splitlines()[0]})"
+        raise NoMeeting(f"MASTER_PORT={port} {why} on this machine: choose another one") from None
+
+
+def join(address: str, port: int, seconds: timedelta, *, who: str) -> dist.TCPStore:
+    """The store that worker 0 hosts. NoMeeting if there is none for `seconds`."""
+    once = timedelta(seconds=TRY_SECONDS)
+    for _ in _waiting(seconds, f"{who} waits for worker 0 at {address}:{port} (MASTER_ADDR, MASTER_PORT)"):
+        try:
+            socket.create_connection((address, port), timeout=TRY_SECONDS).close()
+            store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=once)
+        except (OSError, RuntimeError):  # nobody there yet, or somebody else
+            continue
+        store.set_timeout(seconds)
+        return store
+    raise AssertionError("unreachable")
+
+
+def gather(store: dist.Store, rank: int, world_size: int, seconds: timedelta, *, check: Callable[[], None]) -> None:
+    """Until every worker is here. NoMeeting if they do not come; `check` may raise what else is known."""
+    store.set(f"here/{rank}", "")
+    missing = set(range(world_size))
+    for _ in _waiting(seconds, f"worker {rank} waits for the other workers, {world_size} in all"):
+        check()
+        missing = {other for other in missing if not store.check([f"here/{other}"])}
+        if not missing:
+            return
+
+
+def _waiting(seconds: timedelta, what: str) -> Iterator[None]:
+    began, told = time.monotonic(), False
+    while (waited := time.monotonic() - began) < seconds.total_seconds():
+        yield
+        if waited > PATIENCE and not told:
+            print(f"ticks: {what}", file=sys.stderr, flush=True)
+            told = True
+        time.sleep(POLL_SECONDS)
+    raise NoMeeting(f"{what}: nothing for {seconds.total_seconds():.0f} s")

@@ -1,0 +1,130 @@
+"""Which launcher is believed when: the table of docs/launchers.md, a test per row, its variables faked."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from ticks.strategy import identity
+from ticks.strategy.identity import Identity, WrongLauncher, unbelieved, who_am_i
+
+PLACE = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "5", "LOCAL_RANK": "1", "GROUP_RANK": "2", "WORLD_SIZE": "6"} | PLACE
+SRUN = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_NTASKS": "4",
+        "SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "train"}  # fmt: skip
+JSRUN = {"LSB_JOBID": "1", "LSB_DJOB_RANKFILE": "hosts", "JSM_NAMESPACE_RANK": "2", "JSM_NAMESPACE_LOCAL_RANK": "0",
+         "JSM_NAMESPACE_SIZE": "4"}  # fmt: skip
+MPIRUN = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+HAND = {"LOCAL_RANK": "1", "NODE_RANK": "1", "WORLD_SIZE": "4"} | PLACE
+SALLOC = {"SLURM_JOB_NAME": "bash", "SLURM_JOB_ID": "77", "SLURM_NTASKS": "1", "SLURM_PROCID": "0",
+          "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _mpi4py_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "find_spec", lambda name: object())
+
+
+@pytest.mark.parametrize(
+    ("environ", "launcher", "rank", "local_rank", "world_size"),
+    [
+        (TORCHRUN, "torchrun", 5, 1, 6),
+        (TORCHRUN | SRUN, "torchrun", 5, 1, 6),  # torchrun runs inside SLURM as well
+        (SRUN, "srun", 3, 1, 4),
+        (JSRUN, "jsrun", 2, 0, 4),
+        (MPIRUN, "mpirun", 1, 1, 4),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, "mpirun", 1, 0, 2),
+        (HAND, "hand", 3, 1, 4),
+        (HAND | {"RANK": "2"}, "hand", 2, 1, 4),
+    ],
+)
+def test_a_launcher_that_has_set_all_it_sets_is_believed(
+    environ: dict[str, str], launcher: str, rank: int, local_rank: int, world_size: int
+) -> None:
+    me = who_am_i(environ, num_nodes=2)
+    assert (me.launcher, me.rank, me.local_rank, me.world_size) == (launcher, rank, local_rank, world_size)
+    assert me.started_by_others
+    assert not unbelieved(environ, 2)
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        SALLOC,  # an interactive session: its shell's variables
+        SRUN | {"SLURM_JOB_NAME": "interactive"},
+        SRUN | {"SLURM_PTY_PORT": "4711"},  # srun --pty
+        SRUN | {"SLURM_NTASKS": "1"},
+        {k: v for k, v in SRUN.items() if k != "SLURM_STEP_ID"},  # a batch script that does not use srun
+        {"RANK": "0"},
+        {"RANK": "3", "WORLD_SIZE": "4"},
+        {"LOCAL_RANK": "0", "WORLD_SIZE": "1"},
+        {"NODE_RANK": "1"},
+        PLACE,
+        {k: v for k, v in TORCHRUN.items() if k != "TORCHELASTIC_RUN_ID"} | {"MASTER_ADDR": ""},
+        {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"},
+    ],
+    ids=lambda environ: " ".join(environ)[:60] or "nothing",
+)
+def test_what_a_launcher_left_behind_is_not_believed(environ: dict[str, str]) -> None:
+    me = who_am_i(environ)
+    assert me == Identity("own")  # and so worker 0, which meets the others on this machine
+    assert set(unbelieved(environ)) == environ.keys() & {"RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE",
+                                                          "MASTER_ADDR", "MASTER_PORT"}  # fmt: skip
+
+
+def test_a_worker_is_what_it_was_told_whatever_the_shell_said() -> None:
+    told = Identity("worker", 2, 2, 0, 3, "127.0.0.1", 1234, os.getppid())
+    assert who_am_i(TORCHRUN | SRUN | HAND | told.to_environment()) == told
+    assert not told.started_by_others
+
+
+def test_what_a_worker_starts_is_no_worker() -> None:
+    told = Identity("worker", 2, 2, 0, 3, "127.0.0.1", 1234, process=1)  # neither this process nor its parent
+    assert who_am_i({identity.WORKER: json.dumps(asdict(told))}) == Identity("own")
+
+
+def test_on_several_nodes_the_first_process_of_each_is_told_its_node() -> None:
+    me = who_am_i({"NODE_RANK": "1"} | PLACE, num_nodes=2)
+    assert (me.launcher, me.rank, me.node_rank, me.address, me.port) == ("own", 1, 1, "10.0.0.1", 29500)
+
+
+@pytest.mark.parametrize(
+    ("environ", "num_nodes", "words"),
+    [
+        (PLACE, 2, "NODE_RANK not set"),
+        ({"NODE_RANK": "0"}, 2, "MASTER_ADDR, MASTER_PORT not set"),
+        ({"NODE_RANK": "2"} | PLACE, 2, "NODE_RANK=2 must be from 0 to 1"),
+        (TORCHRUN | {"RANK": "x"}, 1, "RANK=x in the environment must be a whole number"),
+        (HAND | {"RANK": "4"}, 1, "WORLD_SIZE=4, but this is worker 4"),
+    ],
+)
+def test_what_cannot_be_meant_is_named_and_refused(environ: dict[str, str], num_nodes: int, words: str) -> None:
+    with pytest.raises(WrongLauncher, match=words):
+        who_am_i(environ, num_nodes=num_nodes)
+
+
+def test_mpirun_without_mpi4py_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "find_spec", lambda name: None)
+    with pytest.raises(WrongLauncher, match=r"OMPI_COMM_WORLD_SIZE=4.*pip install mpi4py"):
+        who_am_i(MPIRUN)
+
+
+def test_the_docs_have_a_row_for_every_launcher() -> None:
+    page = (REPOSITORY / "docs" / "launchers.md").read_text()
+    for name in Identity.__annotations__["launcher"].__args__:
+        assert f"\n| {name} |" in page
+    for name in (*identity.TORCHRUN, *identity.SRUN, *identity.JSRUN, *identity.HAND):
+        assert f"`{name}`" in page, name
+
+
+@pytest.mark.parametrize("module", ["identity", "parent"])
+def test_it_needs_the_standard_library_alone(module: str, tmp_path: Path) -> None:
+    script = f"import sys, ticks.strategy.{module}; print('torch' in sys.modules, 'lightning' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout.split() == ["False", "False"]

@@ -1,0 +1,255 @@
+"""What surrounds a run: signals outside training, what workers say when they fail, workers whose parent is gone."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY, Command, only_run, run_command
+from tests.test_shutdown import gone
+from ticks import session
+from ticks.session import Failures
+from ticks.strategy import meeting
+
+QUIET = ("debug=fast", "test=false", "sample_bytes=0", "callbacks=none", "trainer.max_steps=4",
+         "trainer.limit_val_batches=1")  # fmt: skip
+
+CALLBACKS = """
+    import os, signal, time
+    from lightning.pytorch import Callback
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    class Fails(Callback):
+        def __init__(self, how: str, ranks: list):
+            self.how, self.ranks = how, ranks
+        def on_train_start(self, trainer, module):
+            if trainer.global_rank in self.ranks:
+                raise MisconfigurationException("it wants a logger") if self.how == "mistake" else KeyError("a bug")
+
+    class Deaf(Callback):  # waits where no handler of Python's runs
+        def on_fit_start(self, trainer, module):
+            print("deaf now", flush=True)
+            import ctypes
+            ctypes.PyDLL(None).sleep(1000)
+"""
+
+
+def with_callbacks(directory: Path) -> dict[str, str]:
+    (directory / "their_callbacks.py").write_text(textwrap.dedent(CALLBACKS))
+    return {"PYTHONPATH": str(directory)}
+
+
+def failing(directory: Path, how: str, ranks: str, workers: int) -> tuple[int, str]:
+    sys.path.insert(0, str(directory))  # the forked command finds it there, its workers through PYTHONPATH
+    try:
+        with_callbacks(directory)
+        bad = f"+callbacks.bad={{_target_: their_callbacks.Fails, how: {how}, ranks: {ranks}}}"
+        return run_command(directory, *QUIET, f"trainer.devices={workers}", "data.global_batch_size=12", bad)
+    finally:
+        sys.path.remove(str(directory))
+        sys.modules.pop("their_callbacks", None)
+
+
+def test_a_mistake_that_one_worker_finds_is_one_line_with_its_number(tmp_path: Path) -> None:
+    code, output = failing(tmp_path, "mistake", "[1]", workers=2)
+    assert code == 2, output
+    assert output.splitlines()[3:] == ["error: worker 1: it wants a logger"]
+
+
+def test_a_mistake_that_all_workers_find_is_told_once(tmp_path: Path) -> None:
+    code, output = failing(tmp_path, "mistake", "[0,1]", workers=2)
+    assert code == 2, output
+    assert output.splitlines()[3:] == ["error: it wants a logger"]
+
+
+def test_a_bug_on_one_worker_is_its_own_first_line_then_one_trace(tmp_path: Path) -> None:
+    code, output = failing(tmp_path, "bug", "[1,2]", workers=3)
+    assert code == 1, output
+    lines = output.splitlines()[3:]
+    assert lines[0] in ("error: workers 1, 2: KeyError: 'a bug'", "error: worker 1: KeyError: 'a bug'",
+                        "error: worker 2: KeyError: 'a bug'"), output  # fmt: skip
+    assert output.count("Traceback") == 1, output
+    assert "gloo" not in output
+    assert "Connection" not in output
+
+
+def test_worker_0_shows_every_text_once_with_who_said_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for rank, text in ((1, "no space"), (2, "no time"), (3, "no space")):
+        Failures(tmp_path).report(rank, text, exit_code=2)
+    of_worker_0 = Failures(tmp_path)
+    of_worker_0.told.add("no time")
+    assert of_worker_0.tell()
+    assert of_worker_0.exit_code == 2
+    assert capfd.readouterr().err == "error: workers 1, 3: no space\n"
+    assert not of_worker_0.tell()
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_sigkill_of_the_main_process_during_start_up_leaves_nothing(tmp_path: Path) -> None:
+    command = Command(tmp_path, *QUIET, "trainer.devices=3", "data.global_batch_size=12")
+    command.wait_for("tokens per step")
+    deadline = time.monotonic() + 30
+    while len(children(command.process.pid or 0)) < 2:
+        assert time.monotonic() < deadline, command.output
+        time.sleep(0.01)
+    began = time.monotonic()
+    os.kill(command.process.pid or 0, signal.SIGKILL)  # its workers are importing torch
+    assert command.end(20) == -9
+    gone(command, began, within=10)
+
+
+def test_sigkill_of_the_main_process_ends_a_stopped_worker_too(tmp_path: Path) -> None:
+    command = Command(
+        tmp_path, *QUIET, "trainer.devices=2", "trainer.max_steps=100000", "trainer.val_check_interval=1000000"
+    )
+    deadline = time.monotonic() + 60
+    while not [f for f in tmp_path.glob("logs/runs/*/metrics.csv") if f.stat().st_size > 500]:
+        assert time.monotonic() < deadline, command.output
+        time.sleep(0.05)
+    (worker,) = children(command.process.pid or 0)
+    os.kill(worker, signal.SIGSTOP)
+    began = time.monotonic()
+    os.kill(command.process.pid or 0, signal.SIGKILL)
+    assert command.end(20) == -9
+    gone(command, began, within=10)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.5, 4.0])
+def test_ctrl_c_during_start_up_leaves_without_a_trace(seconds: float, tmp_path: Path) -> None:
+    program = (
+        f"import runpy; print('now', flush=True); runpy.run_path({str(REPOSITORY / 'train.py')!r}, None, '__main__')"
+    )
+    command = subprocess.Popen(
+        [sys.executable, "-c", program, *QUIET, "trainer.devices=2"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # background jobs ignore it
+    )  # fmt: skip
+    assert command.stdout is not None
+    assert command.stdout.readline() == "now\n"
+    time.sleep(0.05 + seconds)
+    began = time.monotonic()
+    os.killpg(command.pid, signal.SIGINT)
+    output, _ = command.communicate(timeout=30)
+    assert command.returncode == 130, output
+    assert "Traceback" not in output, output
+    assert time.monotonic() - began < 10
+
+
+def test_a_signal_leaves_though_the_process_waits_where_no_handler_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "LEAVE_SECONDS", 2.0)
+    sys.path.insert(0, str(tmp_path))
+    with_callbacks(tmp_path)
+    try:
+        command = Command(tmp_path, *QUIET, "trainer.devices=2", "+callbacks.deaf._target_=their_callbacks.Deaf")
+        command.wait_for("deaf now")
+    finally:
+        sys.path.remove(str(tmp_path))
+    began = time.monotonic()
+    os.killpg(command.process.pid or 0, signal.SIGTERM)
+    assert command.end(20) == 143, command.output
+    gone(command, began, within=10)
+    assert '"status": "stopped"' in (only_run(tmp_path) / "summary.json").read_text()
+
+
+LEFT_BEHIND = [
+    {"SLURM_JOB_NAME": "bash", "SLURM_JOB_ID": "77", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
+     "SLURM_NODEID": "0", "RANK": "0"},
+    {"LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "5", "MASTER_ADDR": "10.255.255.1", "MASTER_PORT": "1"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("environ", LEFT_BEHIND, ids=lambda environ: next(iter(environ)))
+def test_variables_that_a_launcher_left_behind_change_nothing(environ: dict[str, str], tmp_path: Path) -> None:
+    code, output = run_command(tmp_path, *QUIET, "trainer.devices=2", env=environ)
+    assert code == 0, output
+    assert "2 worker(s)" in output
+    assert "in the environment, but no launcher that set it: not believed" in output
+
+
+def test_a_world_size_that_is_not_the_trainers_is_refused(tmp_path: Path) -> None:
+    by_hand = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    code, output = run_command(tmp_path, *QUIET, "trainer.devices=2", env=by_hand)
+    assert code == 2, output
+    assert "wants 2 workers (devices x num_nodes), but there are 3: WORLD_SIZE=3 in the environment" in output
+    assert len(output.splitlines()) == 1
+
+
+def test_several_nodes_need_to_be_told_where_to_meet(tmp_path: Path) -> None:
+    code, output = run_command(tmp_path, *QUIET, "trainer.num_nodes=2")
+    assert code == 2, output
+    assert output.splitlines() == [
+        "error: trainer.num_nodes=2, but NODE_RANK, MASTER_ADDR, MASTER_PORT not set: start one process on each node"
+        " with NODE_RANK, MASTER_ADDR and MASTER_PORT, or use torchrun or srun"
+    ]
+
+
+def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        node = {"NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        code, output = run_command(tmp_path, *QUIET, "trainer.num_nodes=2", env=node)
+    assert code == 2, output
+    assert output.splitlines()[-1] == f"error: MASTER_PORT={port} is in use on this machine: choose another one"
+    assert "Traceback" not in output
+
+
+def test_a_worker_that_waits_for_a_worker_0_that_is_not_there_can_be_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(meeting, "PATIENCE", 0.5)
+    nobody = {"LOCAL_RANK": "0", "RANK": "1", "NODE_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+              "MASTER_PORT": "1"}  # fmt: skip
+    command = Command(tmp_path, *QUIET, "trainer.devices=1", "trainer.num_nodes=2", env=nobody)
+    command.wait_for("worker 1 waits for worker 0 at 127.0.0.1:1 (MASTER_ADDR, MASTER_PORT)", 60)
+    began = time.monotonic()
+    command.process.terminate()
+    assert command.end(20) == 143, command.output
+    assert time.monotonic() - began < 5
+    assert "Traceback" not in command.output
+
+
+SNIPPET = """
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from ticks.strategy import TickStrategy
+class Net(LightningModule):
+    def __init__(self): super().__init__(); self.layer = torch.nn.Linear(4, 1)
+    def training_step(self, batch, batch_idx): return self.layer(batch[0]).square().mean()
+    def configure_optimizers(self): return torch.optim.SGD(self.parameters(), lr=0.1)
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(8, 4)))
+def train(n):
+    trainer = Trainer(strategy=TickStrategy(2), accelerator="cpu", devices=n, max_steps=4, logger=False,
+                      enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer.fit(Net()); print(f"steps {trainer.strategy.step}\\n", end="", flush=True)
+"""
+
+
+@pytest.mark.parametrize("notebook", [False, True], ids=["python -c", "notebook"])
+def test_python_c_and_notebooks_train_with_one_worker_and_say_what_several_need(notebook: bool, tmp_path: Path) -> None:
+    start = "import sys; sys.ps1 = '>>> '\n" if notebook else ""
+    code = f"{start}{SNIPPET}\ntry: train(2)\nexcept ValueError as error: print('refused:', error)\ntrain(1)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert "steps 4" in done.stdout, done.stdout + done.stderr
+    assert "refused: several workers are started by running this script again, and this is none" in done.stdout
+
+
+def test_a_second_trainer_of_a_script_finds_the_workers_there(tmp_path: Path) -> None:
+    script = tmp_path / "twice.py"
+    script.write_text(f"{SNIPPET}\nif __name__ == '__main__':\n    train(2); train(2)\n")
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=90)
+    assert done.stdout.count("steps 4") == 4, done.stdout + done.stderr
