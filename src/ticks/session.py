@@ -61,7 +61,6 @@ def leaving_on_signals(*, agreed: Callable[[], bool], give_up: Callable[[int], N
     receiver, sender = os.pipe()
     os.set_blocking(sender, False)
     wakeup_before = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
-    os.register_at_fork(after_in_child=_without_wakeup)  # a loader's process must not speak for this one
     handlers = _install(_exit)
     thread = threading.Thread(target=_see_to_it, args=(receiver, agreed, give_up), name="ticks-signals", daemon=True)
     thread.start()
@@ -79,6 +78,9 @@ def leaving_on_signals(*, agreed: Callable[[], bool], give_up: Callable[[int], N
 def _without_wakeup() -> None:
     with suppress(ValueError):
         signal.set_wakeup_fd(-1)
+
+
+os.register_at_fork(after_in_child=_without_wakeup)  # a loader's process must not speak for the one it came from
 
 
 def _see_to_it(receiver: int, agreed: Callable[[], bool], give_up: Callable[[int], None]) -> None:
