@@ -249,19 +249,22 @@ def test_resuming_with_more_workers_in_a_moved_directory_says_what_was_dropped(
 
 
 def test_wandb_without_a_key_logs_offline_says_so_once_and_finishes(tmp_path: Path) -> None:
-    code, output = run_command(tmp_path, *FAST, "logger=wandb", "test=false", "sample_bytes=0")
+    code, output = run_command(tmp_path, *FAST, "trainer.devices=2", "logger=wandb", "test=false", "sample_bytes=0")
     assert code == 0, output
-    assert output.count("logged offline") == 1
+    assert output.count("logged offline") == 1  # worker 1 says and writes nothing
     (file,) = only_run(tmp_path).glob("wandb/offline-run-*/*.wandb")
     assert file.stat().st_size > 1000
     assert (only_run(tmp_path) / "metrics.csv").exists()
     assert json.loads((only_run(tmp_path) / "wandb_id.json").read_text())["id"] in file.name
 
 
-def test_tensorboard_writes_event_files_into_the_run(tmp_path: Path) -> None:
-    code, output = run_command(tmp_path, *FAST, "logger=tensorboard", "test=false", "sample_bytes=0")
+def test_callbacks_find_the_logger_on_every_worker_and_worker_0_alone_writes(tmp_path: Path) -> None:
+    monitor = "+callbacks.rates._target_=lightning.pytorch.callbacks.LearningRateMonitor"  # refuses without a logger
+    run = (*FAST, "trainer.devices=2", "trainer.max_steps=4", "test=false", "sample_bytes=0")
+    code, output = run_command(tmp_path, *run, "logger=tensorboard", monitor)
     assert code == 0, output
-    assert list(only_run(tmp_path).glob("tensorboard/events.out.tfevents.*"))
+    files = only_run(tmp_path).glob("tensorboard/events.out.tfevents.*")
+    assert len({file.name.split(".")[-2] for file in files}) == 1  # of one process
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,7 @@ class _Run:
     def build(self) -> None:
         """Build everything in this process. ConfigError before any other worker is started."""
         from lightning import seed_everything
+        from lightning.pytorch.utilities import rank_zero_only
 
         from ticks.report.progress import ProgressLine
         from ticks.report.record import Record
@@ -242,8 +243,8 @@ class _Run:
             every_n_steps=config.trainer.get("log_every_n_steps") or 50,
         )
         callbacks = [build(node, f"callbacks.{name}") for name, node in (config.get("callbacks") or {}).items() if node]
-        wanted = (config.get("logger") or {}).items() if self.is_zero else ()
-        loggers = [build(node, f"logger.{name}") for name, node in wanted if node]
+        rank_zero_only.rank = global_rank()  # type: ignore[attr-defined]  # loggers write where it is 0
+        loggers = [build(node, f"logger.{name}") for name, node in (config.get("logger") or {}).items() if node]
         self._choose_accelerator()
         self.trainer: Trainer = build(
             config.trainer,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.fabric.loggers.logger import _DummyExperiment as DummyExperiment
 
 from tests.conftest import run_workers
 from ticks.report import wandb as ours
@@ -116,3 +117,18 @@ def test_finishing_without_a_run_is_no_error() -> None:
 
 def test_other_loggers_get_no_configuration() -> None:
     ours.log_config([object()], {"seed": 0}, {})
+
+
+def test_a_worker_other_than_0_has_the_logger_and_asks_says_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask() -> bool:
+        raise AssertionError("looked for a key")
+
+    monkeypatch.setattr(ours, "_has_key", ask)
+    monkeypatch.setattr(ours.rank_zero_only, "rank", 1)
+    logger = ours.wandb_logger(run_dir=str(tmp_path / "run"), name="a run")
+    logger.log_metrics({"val/loss": 1.5}, step=0)
+    assert isinstance(logger.experiment, DummyExperiment)
+    assert capsys.readouterr().out == ""
+    assert not list(tmp_path.iterdir())

@@ -3,18 +3,19 @@
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 
 from tests.conftest import WorkerError, run_workers
 from tests.strategy.toys import Snapshots, Toy, flat, trainer_for
 from ticks.strategy import DDP, Gradients, Parameters, TickStrategy
-from ticks.strategy.checkpoint import damage, newest_usable, worker_file
+from ticks.strategy import workers as workers_module
+from ticks.strategy.checkpoint import damage, newest_usable, worker_file, workers_directory
 
 STEPS = 17
 STRATEGIES = {
@@ -235,3 +236,98 @@ def test_a_run_made_longer_keeps_its_ticks_at_multiples_of_the_interval(tmp_path
 
     assert run_workers(2, job, 10, None)[0] == [4, 8, 10]
     assert run_workers(2, job, 18, str(tmp_path / "end.ckpt"))[0] == [12, 16, 18]
+
+
+class OwnValues(Toy):
+    """A metric that each worker has its own values of, and orders in its own way."""
+
+    VALUES: ClassVar[tuple[list[float], list[float]]] = ([4.0, 1.0, 2.0, 3.0], [1.0, 2.0, 4.0, 3.0])
+
+    def __init__(self) -> None:
+        super().__init__(dropout=0.3)
+        self.values = iter(self.VALUES[int(os.environ["LOCAL_RANK"])])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", next(self.values))
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("test", self.loss(batch), sync_dist=True)
+
+    test_dataloader = Toy.val_dataloader
+
+
+def by_own_values(name: str, directory: Path, resume: str | None = None) -> dict[str, Any]:
+    """12 steps with a validation every 3; the two best are kept, and a link to the last."""
+    pl.seed_everything(0, verbose=False)
+    saver = ModelCheckpoint(
+        directory, monitor="val_loss", save_top_k=2, filename="{step}-{val_loss:.4f}", save_last="link"
+    )
+    options: dict[str, Any] = {"enable_checkpointing": True, "val_check_interval": 3, "limit_val_batches": 1.0}
+    trainer = trainer_for(STRATEGIES[name](), 2, steps=12, callbacks=[saver], **options)
+    trainer.fit(toy := OwnValues(), ckpt_path=resume)
+    final = flat(toy)
+    kept = sorted(saver.best_k_models), saver.best_model_path, saver.last_model_path
+    trainer.test(toy, ckpt_path="best", verbose=False)
+    return {"final": final, "kept": kept, "best": flat(toy)}
+
+
+@pytest.mark.parametrize("name", ["parameters", "ddp"])
+def test_worker_0_chooses_and_names_checkpoints_where_a_metric_differs(name: str, tmp_path: Path) -> None:
+    whole = run_workers(2, by_own_values, name, tmp_path)
+    best, second = tmp_path / "step=6-val_loss=1.0000.ckpt", tmp_path / "step=9-val_loss=2.0000.ckpt"
+    for worker in whole:
+        assert worker["kept"] == ([str(best), str(second)], str(best), str(tmp_path / "last.ckpt"))
+        assert torch.equal(worker["best"], whole[0]["best"])
+    left = {path.with_suffix(suffix) for path in (best, second) for suffix in (".ckpt", ".workers")}
+    assert set(tmp_path.iterdir()) == left | {tmp_path / "last.ckpt"}
+    assert all(len(list(path.iterdir())) == 2 for path in left if path.suffix == ".workers")
+    for path in (second, tmp_path / "last.ckpt"):
+        resumed = run_workers(2, by_own_values, name, tmp_path / path.stem, str(path))
+        assert all(torch.equal(mine["final"], theirs["final"]) for mine, theirs in zip(resumed, whole, strict=True))
+
+
+def test_a_copied_and_a_renamed_checkpoint_find_what_belongs_to_them(tmp_path: Path) -> None:
+    whole = run_workers(2, lambda: train("gradients", 2, tmp_path, every=3))
+    shutil.copy(tmp_path / "step=3.ckpt", tmp_path / "copy.v1")
+    os.rename(tmp_path / "step=6.ckpt", tmp_path / "renamed.ckpt")
+    assert workers_directory(tmp_path / "copy.v1") != workers_directory(tmp_path / "copy.v2")
+    for name in ("copy.v1", "renamed.ckpt"):
+        same(run_workers(2, lambda path=str(tmp_path / name): train("gradients", 2, tmp_path, resume=path)), whole)
+
+
+def test_a_link_leaves_no_worker_files_of_the_checkpoint_in_whose_place_it_came(tmp_path: Path) -> None:
+    def job(save_last: Any, steps: int, resume: str | None = None) -> None:
+        saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=1, save_last=save_last)
+        options = {"enable_checkpointing": True, "callbacks": [saver]}
+        trainer_for(STRATEGIES["gradients"](), 2, steps=steps, **options).fit(Toy(), ckpt_path=resume)
+
+    run_workers(2, job, True, 2)
+    assert (tmp_path / "last.workers").exists()
+    run_workers(2, job, "link", 6, str(tmp_path / "last.ckpt"))
+    assert (tmp_path / "last.ckpt").is_symlink()
+    assert not (tmp_path / "last.workers").exists()
+
+
+def failing(directory: Path, alone: bool) -> list[str]:
+    """What lies in `directory` after step 3 went wrong, on one worker or on both."""
+
+    class Failing(Toy):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            if batch_idx == 2 and (not alone or self.global_rank == 1):
+                raise ArithmeticError("step 3")
+            return super().training_step(batch, batch_idx)
+
+    workers_module.FAILURE_SECONDS = 1.0
+    saver = ModelCheckpoint(directory, filename="saved", save_on_exception=True)
+    own = OnExceptionCheckpoint(directory)
+    own.teardown = lambda *_: None
+    options = {"enable_checkpointing": True, "callbacks": [saver, own]}
+    with pytest.raises((ArithmeticError, RuntimeError)):
+        trainer_for(STRATEGIES["parameters"](), 2, steps=5, **options).fit(Failing())
+    return sorted(path.name for path in directory.glob("*.ckpt"))
+
+
+def test_an_exception_is_saved_if_all_workers_have_it_and_keeps_nobody_waiting_if_not(tmp_path: Path) -> None:
+    both = run_workers(2, failing, tmp_path / "both", False)
+    assert both[0] == ["on_exception.ckpt", "saved.ckpt"]
+    assert run_workers(2, failing, tmp_path / "alone", True, timeout=30) == [[], []]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 
 def wandb_logger(
@@ -23,8 +24,11 @@ def wandb_logger(
     """A logger whose run has the same id each time `run_dir` is continued.
 
     `offline` null means: online exactly if a key is there. Online and with `log_checkpoints`, checkpoints become
-    artifacts. Under a W&B agent the agent's own run is continued.
+    artifacts. Under a W&B agent the agent's own run is continued. On workers other than 0 it is a logger that writes
+    nothing, looks for no key and makes no file.
     """
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        return WandbLogger(project=project, name=name, save_dir=run_dir, offline=True)
     mode = os.environ.get("WANDB_MODE")
     if offline is None and mode:
         offline = mode != "online"

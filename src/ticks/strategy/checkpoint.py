@@ -2,8 +2,10 @@
 
 Beside Lightning's `NAME.ckpt`, which holds the agreed model, lies `NAME.workers/TOKEN-rankR.pt` for every worker: its
 own parameters where they differ, its optimizer and random states, and the strategy's state. TOKEN ties the files of
-one save together. Everything is written under a temporary name, synced and renamed; the `.ckpt` comes last, so one
-that exists is complete.
+one save together, whatever becomes of a checkpoint's name. Everything is written under a temporary name, synced and
+renamed; the `.ckpt` comes last, so one that exists is complete.
+
+This file holds everything private of Lightning that choosing checkpoints needs: how ModelCheckpoint gets its metrics.
 """
 
 import os
@@ -11,7 +13,7 @@ import random
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ import numpy as np
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 KEY = "ticks"  # where the `.ckpt` says which worker files belong to it
 
@@ -33,10 +37,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return
         with replacing(Path(path)) as scratch:
             torch.save(checkpoint, scratch)
-
-    def remove_checkpoint(self, path: Any) -> None:
-        super().remove_checkpoint(path)
-        shutil.rmtree(workers_directory(path), ignore_errors=True)
 
 
 @contextmanager
@@ -66,12 +66,19 @@ def _sync_directory(directory: Path) -> None:
 
 
 def workers_directory(path: Any) -> Path:
-    """`a/b.ckpt` -> `a/b.workers`."""
-    return Path(path).with_suffix(".workers")
+    """`a/b.ckpt` -> `a/b.workers`, and `a/b.1` -> `a/b.1.workers`."""
+    return Path(str(path).removesuffix(".ckpt") + ".workers")
 
 
 def worker_file(path: Any, token: str, rank: int) -> Path:
     return workers_directory(path) / f"{token}-rank{rank}.pt"
+
+
+def find_worker_file(path: Any, token: str, rank: int) -> Path:
+    """Where one worker's file lies, even if the checkpoint is a link or a copy, or was renamed without it."""
+    target = Path(path).resolve()
+    beside = (worker_file(path, token, rank), *target.parent.glob(f"*.workers/{token}-rank{rank}.pt"))
+    return next((file for file in beside if file.exists()), beside[0])
 
 
 def save_worker(path: Any, token: str, rank: int, state: dict[str, Any]) -> None:
@@ -81,10 +88,19 @@ def save_worker(path: Any, token: str, rank: int, state: dict[str, Any]) -> None
 
 
 def drop_stale_workers(path: Any, token: str) -> None:
-    """Delete worker files of earlier saves under the same name, once the new `.ckpt` is in place."""
+    """Delete worker files of earlier saves under the same name, once the new `.ckpt` is in place, and those of
+    checkpoints beside it that a link to another one has replaced."""
     for file in workers_directory(path).glob("*.pt"):
         if not file.name.startswith(f"{token}-"):
             file.unlink(missing_ok=True)
+    for link in Path(path).parent.glob("*.ckpt"):
+        if link.is_symlink():
+            drop_workers(link)
+
+
+def drop_workers(path: Any) -> None:
+    """Delete the worker files of a checkpoint that is gone."""
+    shutil.rmtree(workers_directory(path), ignore_errors=True)
 
 
 def load_worker(
@@ -100,7 +116,7 @@ def load_worker(
             f" agreed model with worker 0's optimizer state; the workers' own parameters since the last tick, other"
             " optimizer states and random states are dropped"
         )
-    return torch.load(worker_file(path, about["token"], rank), map_location="cpu", weights_only=True), None
+    return torch.load(find_worker_file(path, about["token"], rank), map_location="cpu", weights_only=True), None
 
 
 def damage(path: Path) -> str | None:
@@ -111,7 +127,7 @@ def damage(path: Path) -> str | None:
                 return f"checksum of {bad} does not match"
         about = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get(KEY)
         for rank in range(about["world_size"] if about else 0):
-            file = worker_file(path, about["token"], rank)
+            file = find_worker_file(path, about["token"], rank)
             with zipfile.ZipFile(file) as archive:
                 if archive.testzip() is not None:
                     return f"checksum of {file.name} does not match"
@@ -152,3 +168,27 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["torch"])
     if "cuda" in state and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def follow_worker_0(callback: Checkpoint, all_failed: Callable[[BaseException], bool]) -> None:
+    """Make a checkpoint callback choose and name by worker 0's metrics: a metric may differ between workers, and who
+    chooses differently waits for ever. An exception is saved only if `all_failed` by it.
+
+    Worker 0's metrics travel whenever the callback looks at them: at validations and where it is to save.
+    """
+    kind: Any = type(callback)
+
+    def on_exception(trainer: Trainer, module: Any, exception: BaseException) -> None:
+        if getattr(callback, "save_on_exception", True) and all_failed(exception):
+            kind.on_exception(callback, trainer, module, exception)
+
+    def monitor_candidates(trainer: Trainer) -> dict[str, Any]:
+        own = kind._monitor_candidates(callback, trainer)
+        return trainer.strategy.broadcast({name: value.cpu() for name, value in own.items()})
+
+    patched: Any = callback
+    patched.on_exception = on_exception
+    if isinstance(callback, ModelCheckpoint):
+        if not hasattr(kind, "_monitor_candidates"):
+            raise RuntimeError("this Lightning is not known to ticks: ModelCheckpoint._monitor_candidates changed")
+        patched._monitor_candidates = monitor_candidates

@@ -4,6 +4,7 @@ import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, NoReturn
 from uuid import uuid4
 
@@ -25,6 +26,8 @@ from ticks.strategy.parent import end_with_parent
 from ticks.strategy.shutdown import Heartbeat, Stopped, leave, quieten
 
 log = logging.getLogger(__name__)
+
+FAILURE_SECONDS = 5.0  # for the others to fail as well, where an exception is to be saved
 
 
 class Refused(ValueError):
@@ -72,6 +75,7 @@ class WorkerStrategy(DDPStrategy):
         self.is_training = False  # a stop is agreed between steps, and takes the time it takes
         self._heartbeat: Heartbeat | None = None
         self._fit_name = ""
+        self._all_failed: bool | None = None  # once this fit, validate or test has failed
         self._worker_state: dict[str, Any] | None = None
         self._random_before_validation: dict[str, Any] | None = None
 
@@ -124,6 +128,10 @@ class WorkerStrategy(DDPStrategy):
         self._compare_fingerprints()
         self._refuse_what_talks(trainer)
         quieten(trainer, self)
+        self._all_failed = None
+        if self.world_size > 1:
+            for callback in trainer.checkpoint_callbacks:
+                files.follow_worker_0(callback, self.all_failed)
         super().setup(trainer)
 
     def _compare_fingerprints(self) -> None:
@@ -277,8 +285,9 @@ class WorkerStrategy(DDPStrategy):
     # ---- checkpoints ---------------------------------------------------------------------------------------------
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Write every worker's file, then worker 0 the checkpoint. CheckpointNotWritten, on all, if one could not."""
-        token = self.broadcast(uuid4().hex[:12])
+        """Write every worker's file, then worker 0 the checkpoint, where worker 0 wants it. CheckpointNotWritten, on
+        all, if one could not."""
+        token, filepath = self.broadcast((uuid4().hex[:12], str(filepath)))
         about = {"token": token, "world_size": self.world_size, "step": self.step}
         checkpoint[files.KEY] = about | {"ledger": self.ledger.state_dict()}
         self._together(lambda: files.save_worker(filepath, token, self.global_rank, self.worker_state()), filepath)
@@ -287,6 +296,30 @@ class WorkerStrategy(DDPStrategy):
         )
         if self.is_global_zero:
             files.drop_stale_workers(filepath, token)
+
+    def remove_checkpoint(self, filepath: Any) -> None:
+        super().remove_checkpoint(filepath)
+        if self.is_global_zero:
+            files.drop_workers(filepath)
+
+    def all_failed(self, exception: BaseException) -> bool:
+        """Whether every worker is in such an exception after this step: only then can they still talk, and save."""
+        if self._all_failed is None:
+            self._all_failed = self.world_size == 1 or not dist.is_initialized() or self._fail_alike(exception)
+        return self._all_failed
+
+    def _fail_alike(self, exception: BaseException) -> bool:
+        store: Any = dist.PrefixStore(f"ticks/failed/{self._fit_name}", dist.distributed_c10d._get_default_store())
+        ranks = [str(rank) for rank in range(self.world_size)]
+        try:
+            store.set(str(self.global_rank), f"{type(exception).__name__} after step {self.step}")
+            store.wait(ranks, timedelta(seconds=FAILURE_SECONDS))
+            alike = len({store.get(rank) for rank in ranks}) == 1
+        except RuntimeError:  # not all came, or the store, which lives with worker 0, is gone
+            alike = False
+        if not alike:
+            log.warning("worker %d failed by itself: no checkpoint of the exception is saved", self.global_rank)
+        return alike
 
     def _together(self, write: Callable[[], None], path: Any) -> None:
         error: str | None = None
