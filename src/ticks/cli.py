@@ -11,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ticks.config import ConfigError, did_you_mean
+from ticks.terminal import forgive, lost_output
 
 
 def main() -> None:
     """Exit code 0; 2 for a mistake on the command line, told in one line; 1 for a failure."""
+    forgive()
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
@@ -26,6 +28,9 @@ def main() -> None:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    if (lost := lost_output()) is not None:  # here it is the result
+        print(f"error: the output could not be written: {lost.strerror}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _options(arguments: list[str], **defaults: str | None) -> tuple[dict[str, str | None], list[str]]:

@@ -30,6 +30,7 @@ from ticks.config import (
 )
 from ticks.job import Job, global_rank, planned_job, relative, resumed_job
 from ticks.run_directory import discard_if_empty, locked
+from ticks.terminal import forgive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,6 +43,7 @@ MULTIRUN = ("-m", "--multirun")
 
 def main(config_dir: Path) -> None:
     """The command line of train.py. Exit code 0; 2 for a mistake in it; 1 for a failure; 128 + signal if stopped."""
+    forgive()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no C++ stack traces when a worker ends
     arguments = sys.argv[1:]
     try:
@@ -488,6 +490,7 @@ class _Run:
 
 def worker(jobfile: str) -> None:
     """The entry of workers 1 .. n - 1."""
+    forgive()
     job = Job(**json.loads(Path(jobfile).read_text()))
     try:
         run(job)
