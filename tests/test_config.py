@@ -1,5 +1,6 @@
 """Every YAML file composes and builds, and every mistake gets one message that names it and what would be valid."""
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -8,13 +9,24 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 
 from tests.conftest import REPOSITORY, run_command
-from ticks.config import ConfigError, build, check_targets, compose_strictly, digest, plain
+from ticks.config import (
+    ConfigError,
+    build,
+    check_targets,
+    compose_strictly,
+    digest,
+    expand_sweep,
+    plain,
+    quoted,
+    with_home_directory,
+)
 from ticks.report import summary
 from ticks.run_directory import find_unfinished
 from ticks.strategy.workers import WorkerStrategy
@@ -395,3 +407,62 @@ def test_train_py_names_its_choices_when_asked_for_help(tmp_path: Path) -> None:
 def test_the_factors_of_a_low_rank_wire_travel_by_any_other() -> None:
     config = composed("strategy=powersgd", "strategy/wire@strategy.wire.wire=int4")
     assert config.strategy.wire.wire._target_ == "ticks.strategy.wire.Int4"
+
+
+NAMES = (
+    "a b.txt", "a,b.txt", "a(1).txt", "[a]/b.txt", "{a}.txt", "a=b.txt", "a'b.txt", 'a"b.txt', "a;b#c$d&e!f.txt",
+    "春.txt", "a\\", '\\"', "2024", " lead and tail ", "a\udce9b",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_quoted_form_is_read_as_the_name_it_was_made_of(name: str) -> None:
+    (argument,) = shlex.split(quoted(f"data.path={name}"))
+    assert OverridesParser.create().parse_override(argument).value() == name
+
+
+@pytest.mark.parametrize(
+    ("argument", "shown"),
+    [
+        ("data.path=a(1).txt", """: 'data.path="a(1).txt"'"""),
+        ("data.path=春.txt", """: 'data.path="春.txt"'"""),
+        ("data.path=a,b.txt", """: 'data.path="a,b.txt"'"""),
+        ("data.path=it's.txt", """: 'data.path="it'"'"'s.txt"'"""),
+    ],
+)
+def test_a_name_that_needs_quotes_is_shown_with_them(argument: str, shown: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        compose_strictly(["data=text", argument], CONFIGS)
+    assert str(error.value).endswith(shown)
+    if "(" in argument:
+        with pytest.raises(ConfigError, match="cannot read 'data"):
+            expand_sweep(["data=text", argument])
+
+
+def test_a_number_for_a_text_is_shown_quoted() -> None:
+    config = compose_strictly(["data=text", "data.path=2024"], CONFIGS)
+    with pytest.raises(ConfigError, match=r"""must be str \| None; if it is a text, quote it: 'data.path="2024"'"""):
+        check_targets(config)
+
+
+def test_a_home_directory_can_be_written_without_quotes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me (too)")
+    assert with_home_directory("data.path=~/x.txt") == 'data.path="/home/me (too)/x.txt"'
+    assert with_home_directory("resume=~/runs/a") == "resume=/home/me (too)/runs/a"
+    for argument in ("~callbacks", "seed=0", "a=~", "-m"):
+        assert with_home_directory(argument) == argument
+
+
+@pytest.mark.parametrize("value", ["5", "null"])
+def test_a_prompt_that_is_no_text_is_named(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"sample_prompt=.* must be a text: 'sample_prompt=\""):
+        compose_strictly([f"sample_prompt={value}"], CONFIGS)
+
+
+@pytest.mark.parametrize("key", ["hydra.run.dir", "hydra.sweep.dir"])
+def test_a_place_that_hydra_cannot_make_is_named_with_its_key(key: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=f"nothing can be written to {tmp_path}/file/x .* with {key}=DIRECTORY"):
+        compose_strictly([f"{key}={tmp_path}/file/x"], CONFIGS, place=key)
+    compose_strictly([f"{key}={tmp_path}/new/x"], CONFIGS, place=key)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -7,11 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests.conftest import REPOSITORY
 from ticks.config import ConfigError, compose_strictly, digest
 from ticks.report import summary
-from ticks.run_directory import find_unfinished, is_locked, load_config, locked, new_run_directory
+from ticks.run_directory import chosen_run_directory, find_unfinished, is_locked, load_config, locked, new_run_directory
 
 
 @pytest.fixture(autouse=True)
@@ -73,3 +74,45 @@ def test_two_processes_cannot_work_in_one_run(tmp_path: Path) -> None:
 def test_a_directory_that_holds_no_run_is_named() -> None:
     with pytest.raises(ConfigError, match=r"'nowhere' is no run directory: it has no config\.yaml"):
         load_config(Path("nowhere"))
+
+
+def below_a_file(tmp_path: Path) -> str:
+    (tmp_path / "file").write_text("")
+    return str(tmp_path / "file" / "runs")
+
+
+@pytest.mark.parametrize("name", ["logs", "logs/runs"])
+@pytest.mark.parametrize("kind", ["file", "dangling link"])
+def test_a_place_where_no_run_can_lie_is_named_with_what_to_set(tmp_path: Path, name: str, kind: str) -> None:
+    place = tmp_path / name
+    place.parent.mkdir(exist_ok=True)
+    place.write_text("") if kind == "file" else place.symlink_to("nowhere/at/all")
+    with pytest.raises(ConfigError, match=r"nothing can be written to logs/runs \(.*\): start in .*run_dir=DIRECTORY"):
+        new_run_directory("trial")
+
+
+def test_a_chosen_directory_is_made_unless_it_holds_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert chosen_run_directory("~/a/b") == tmp_path / "a" / "b"
+    assert chosen_run_directory("a/b").is_dir()  # it is still empty
+    summary.write(Path("a/b"), {})
+    with pytest.raises(ConfigError, match="run_dir=a/b holds a run already: resume=a/b continues it"):
+        chosen_run_directory("a/b")
+    with pytest.raises(ConfigError, match=r"nothing can be written to .*file/runs \(Not a directory\)"):
+        chosen_run_directory(below_a_file(tmp_path))
+
+
+def test_a_run_directory_that_cannot_be_written_is_not_taken_for_a_busy_one(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(ConfigError, match=r"cannot be written \(Is a directory\): make it writable, or copy it"), \
+            locked(tmp_path):  # fmt: skip
+        pass
+
+
+def test_a_run_of_before_sample_prompt_can_be_resumed_and_found(tmp_path: Path) -> None:
+    config = compose_strictly([], REPOSITORY / "configs")
+    mine = digest(config)
+    del config["sample_prompt"]
+    OmegaConf.save(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path).sample_prompt == "The "
+    assert digest(config) == mine == digest(compose_strictly(["sample_prompt=Das"], REPOSITORY / "configs"))

@@ -6,17 +6,21 @@ ticks report RUN_DIR [RUN_DIR ...] [out=FILE.png]     table of the runs, figure 
 ticks sweep SWEEP.yaml [KEY=VALUE ...]       run every combination of a sweep's grid here, one after the other
 """
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from ticks.config import ConfigError, did_you_mean
+from ticks.run_directory import check_here
 from ticks.session import leave_on_signals
+from ticks.terminal import forgive, lost_output
 
 
 def main() -> None:
     """Exit code 0; 2 for a mistake on the command line, told in one line; 1 for a failure."""
     leave_on_signals()
+    forgive()
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
@@ -24,10 +28,14 @@ def main() -> None:
     try:
         if arguments[0] not in COMMANDS:
             raise ConfigError(f"unknown command '{arguments[0]}'{did_you_mean(arguments[0], COMMANDS)}")
+        check_here()
         COMMANDS[arguments[0]](arguments[1:])
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    if (lost := lost_output()) is not None:  # here it is the result
+        print(f"error: the output could not be written: {lost.strerror}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _options(arguments: list[str], **defaults: str | None) -> tuple[dict[str, str | None], list[str]]:
@@ -45,7 +53,7 @@ def _options(arguments: list[str], **defaults: str | None) -> tuple[dict[str, st
 def _run_dir(value: str | None) -> Path:
     if not value:
         raise ConfigError("give the run's directory: run=logs/runs/...")
-    return Path(value)
+    return Path(os.path.expanduser(value))
 
 
 def _number(name: str, text: str | None, kind: Callable[[str], float]) -> float:
@@ -80,7 +88,7 @@ def evaluate(arguments: list[str]) -> None:
 
 def generate(arguments: list[str]) -> None:
     """Continue a prompt with a run's model."""
-    options, rest = _options(arguments, run=None, prompt="The ", bytes="400", temperature="0.8", seed="0")
+    options, rest = _options(arguments, run=None, prompt=None, bytes="400", temperature="0.8", seed="0")
     if rest:
         raise ConfigError(f"unknown option '{rest[0]}'{did_you_mean(rest[0].partition('=')[0], options)}")
     n, seed = int(_number("bytes", options["bytes"], int)), int(_number("seed", options["seed"], int))
@@ -98,7 +106,7 @@ def generate(arguments: list[str]) -> None:
     task = build(config.task, "task", model=build(config.model, "model", vocab_size=data.vocab_size))
     checkpoint = torch.load(str(job.checkpoint), map_location="cpu", weights_only=True)
     task.load_state_dict(checkpoint["state_dict"])
-    prompt = data.encode(options["prompt"] or "\n")
+    prompt = data.encode((config.sample_prompt if options["prompt"] is None else options["prompt"]) or "\n")
     print(data.decode(task.generate(prompt, n, temperature=temperature, seed=seed)))
 
 
@@ -110,7 +118,10 @@ def report(arguments: list[str]) -> None:
     runs = load_runs([Path(d) for d in directories])
     show_runs(runs)
     if options["out"]:
-        figure(runs, Path(options["out"]))
+        try:
+            figure(runs, Path(os.path.expanduser(options["out"])))
+        except OSError as error:
+            raise ConfigError(f"out={options['out']} cannot be written: {error.strerror or error}") from None
         print(f"figure {options['out']}")
 
 

@@ -10,7 +10,10 @@ import hashlib
 import importlib
 import inspect
 import json
+import os
 import re
+import shlex
+import tempfile
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from types import UnionType
@@ -25,12 +28,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 TOP_LEVEL = {
-    "name", "seed", "resume", "test", "sample_bytes", "run_dir", "data", "model", "task", "strategy", "trainer",
-    "callbacks", "logger",
+    "name", "seed", "resume", "test", "sample_bytes", "sample_prompt", "run_dir", "data", "model", "task", "strategy",
+    "trainer", "callbacks", "logger",
 }  # fmt: skip
 REQUIRED = ("data", "model", "task", "strategy", "trainer")  # each is built from its _target_
 OVERLAYS = ("experiment", "debug")  # groups whose files may change existing keys but not add any
-NOT_DIGESTED = ("run_dir", "resume", "name")  # where a run lies and is called does not make it another experiment
+# where a run lies, how it is called and what is shown of it does not make it another experiment
+NOT_DIGESTED = ("run_dir", "resume", "name", "sample_prompt")
 
 
 class ConfigError(Exception):
@@ -44,8 +48,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return (f"; did you mean '{close[0]}'?" if close else ";") + f" valid: {', '.join(names)}"
 
 
-def compose_strictly(overrides: Sequence[str], config_dir: Path) -> DictConfig:
-    """The configuration that `overrides` compose, its keys checked. ConfigError for any mistake in them."""
+def compose_strictly(overrides: Sequence[str], config_dir: Path, *, place: str | None = None) -> DictConfig:
+    """The configuration that `overrides` compose, its keys checked. ConfigError for any mistake in them.
+
+    `place` is the key of the directory that Hydra will make, which must be possible.
+    """
     parsed = _parse(overrides)
     try:
         with _hydra(config_dir):
@@ -56,10 +63,13 @@ def compose_strictly(overrides: Sequence[str], config_dir: Path) -> DictConfig:
             base = compose("train", overrides=_without_overlays(parsed, choices, config_dir)) if overlaid else config
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(_explain(error, parsed, config_dir)) from None
+    directory = str(OmegaConf.select(config, place)) if place else None
     config = _without_hydra(config)
     added = {o.key_or_group for o in parsed if o.is_add()}
     check_keys(config, base, added)
     check_values(config)
+    if place and directory:
+        check_place(directory, place)
     return config
 
 
@@ -67,11 +77,27 @@ def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
     """The overrides of each job of `--multirun`, as Hydra's own sweeper cuts them. ConfigError if it cannot."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
+    parsed = [_parse_one(text) for text in overrides]
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
         return [job for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
     except HydraException as error:
         raise ConfigError(f"cannot read the command line: {str(error).splitlines()[0]}") from None
+
+
+def check_place(directory: str, key: str) -> None:
+    """ConfigError unless something can be written to `directory`, or to the nearest folder above it that exists."""
+    path = Path(directory).absolute()
+    if path == Path.cwd():
+        return  # it is there, and Hydra writes nothing into it
+    place = next(p for p in (path, *path.parents) if os.path.lexists(p))
+    try:
+        with tempfile.TemporaryDirectory(prefix=".ticks-", dir=place):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"nothing can be written to {directory} ({place}: {error.strerror}): start in a directory that can be"
+            f" written, or name a place with {key}=DIRECTORY"
+        ) from None
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:
@@ -87,18 +113,39 @@ def _hydra(config_dir: Path) -> initialize_config_dir:
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
-    parser, parsed = OverridesParser.create(), []
-    for text in overrides:
-        try:
-            override = parser.parse_override(text)
-        except HydraException:
-            override = None
-        if override is None or not override.key_or_group:
-            raise ConfigError(f"cannot read '{text}': write KEY=VALUE, and quote a value that has special characters")
+    parsed = [_parse_one(text) for text in overrides]
+    for text, override in zip(overrides, parsed, strict=True):
         if override.is_sweep_override():
-            raise ConfigError(f"{text}: several values are several runs: add --multirun")
-        parsed.append(override)
+            comma = f"; if it is one value, quote it: {quoted(text)}" if "," in text else ""
+            raise ConfigError(f"{text}: several values are several runs: add --multirun{comma}")
     return parsed
+
+
+def _parse_one(text: str) -> Override:
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException:
+        override = None
+    if override is None or not override.key_or_group:
+        hint = f": {quoted(text)}" if "=" in text else ""
+        raise ConfigError(f"cannot read '{text}': write KEY=VALUE, and quote a value that has special characters{hint}")
+    return override
+
+
+def quoted(override: str) -> str:
+    """KEY=VALUE with the value as a text, as it is typed in a shell: once quoted for Hydra, once for the shell."""
+    key, _, value = override.partition("=")
+    escaped = re.sub(r'(\\*)("|\Z)', lambda match: match[1] * 2 + ('\\"' if match[2] else ""), value)
+    return shlex.quote(f'{key}="{escaped}"')
+
+
+def with_home_directory(argument: str) -> str:
+    """KEY=~/PATH, which Hydra cannot read, with the path as a quoted text; anything else as it is."""
+    key, _, value = argument.partition("=")
+    if not key or not re.match(r"~\w*/", value):
+        return argument
+    expanded = f"{key}={os.path.expanduser(value)}"
+    return expanded if key == "resume" else shlex.split(quoted(expanded))[0]  # resume is no value of Hydra's
 
 
 def _without_overlays(parsed: Sequence[Override], choices: Any, config_dir: Path) -> list[str]:
@@ -139,6 +186,8 @@ def check_values(config: DictConfig) -> None:
         value = config.get(key)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise ConfigError(f"{key}={value} must be a whole number from {least} to {most}")
+    if not isinstance(prompt := config.get("sample_prompt"), str):
+        raise ConfigError(f"sample_prompt={prompt} must be a text: {quoted(f'sample_prompt={prompt}')}")
     if not isinstance(config.get("test"), bool):
         raise ConfigError(f"test={config.get('test')} must be true or false")
     if not re.fullmatch(r"[\w.+=,-]+", name := str(config.get("name") or "")):
@@ -187,7 +236,11 @@ def _check_target(node: DictConfig, path: str) -> None:
                 f"{path}.{key!s}={node[key]}: {node['_target_']} takes no '{key!s}'{did_you_mean(str(key), names)}"
             )
         if not _fits(node[key], names[str(key)]):
-            raise ConfigError(f"{path}.{key!s}={node[key]} must be {inspect.formatannotation(names[str(key)])}")
+            what = inspect.formatannotation(names[str(key)])
+            given = f"{path}.{key!s}={node[key]}"
+            is_text = type(node[key]) is int and _fits("", names[str(key)])
+            hint = f"; if it is a text, quote it: {quoted(given)}" if is_text else ""
+            raise ConfigError(f"{given} must be {what}{hint}")
 
 
 def _arguments(target: Any) -> dict[str, Any] | None:

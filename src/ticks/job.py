@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from ticks.config import ConfigError, check_values, did_you_mean, digest, plain
-from ticks.run_directory import find_unfinished, load_config, new_run_directory
+from ticks.run_directory import chosen_run_directory, find_unfinished, load_config, new_run_directory
 from ticks.strategy.identity import Identity, WrongLauncher, who_am_i
 
 KEPT = {"fit": ("data", "model", "task", "seed"), "eval": ("model",)}  # what cannot change once a run has begun
@@ -51,7 +51,9 @@ def planned_job(config: DictConfig) -> Job:
         resume = str(found) if found else None
     if resume is not None:  # with auto, the configuration found is the one asked for
         return resumed_job(Path(resume), [] if config.resume == "auto" else list(about.overrides.task))
-    if about.mode == RunMode.MULTIRUN:
+    if config.run_dir is not None and identity_of(config).rank == 0:
+        run_dir = chosen_run_directory(str(config.run_dir))
+    elif about.mode == RunMode.MULTIRUN:
         run_dir = Path(about.runtime.output_dir)
     elif identity_of(config).rank == 0:
         run_dir = new_run_directory(str(config.name))
@@ -136,8 +138,10 @@ def check_known(config: DictConfig, key: str) -> None:
 
 
 def relative(path: Path) -> str:
-    path = path.resolve()
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    """The path as it can be opened from where the user stands, which hydra.job.chdir has left."""
+    path, here = path.resolve(), Path.cwd()
+    left = HydraConfig.initialized() and Path(HydraConfig.get().runtime.cwd) != here
+    return str(path.relative_to(here)) if path.is_relative_to(here) and not left else str(path)
 
 
 def identity_of(config: Any) -> Identity:

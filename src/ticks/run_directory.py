@@ -5,7 +5,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import yaml
@@ -16,19 +16,49 @@ from ticks.config import ConfigError, digest
 from ticks.report import summary
 
 RUNS, MULTIRUNS = Path("logs/runs"), Path("logs/multiruns")
+ADDED = {"sample_prompt": "The "}  # keys that older runs lack, and what they did
 
 
 def new_run_directory(name: str) -> Path:
     """Create logs/runs/DATE_TIME_NAME, with -2, -3, ... behind it if another run started in the same second."""
     stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}"
-    for attempt in range(1, 1000):
-        directory = RUNS / (stem if attempt == 1 else f"{stem}-{attempt}")
-        try:
-            directory.mkdir(parents=True)
-            return directory
-        except FileExistsError:
-            continue
+    with _says_what_to_set(RUNS):
+        RUNS.mkdir(parents=True, exist_ok=True)
+        for attempt in range(1, 1000):
+            directory = RUNS / (stem if attempt == 1 else f"{stem}-{attempt}")
+            with suppress(FileExistsError):
+                directory.mkdir()
+                return directory
     raise ConfigError(f"cannot create a run directory: {RUNS / stem} and its successors exist")
+
+
+def chosen_run_directory(place: str) -> Path:
+    """Create the directory that the user named with run_dir. ConfigError if it holds a run."""
+    directory = Path(os.path.expanduser(place))
+    if any((directory / file).exists() for file in ("config.yaml", "summary.json")):
+        raise ConfigError(f"run_dir={place} holds a run already: resume={place} continues it, or name another")
+    with _says_what_to_set(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+@contextmanager
+def _says_what_to_set(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"nothing can be written to {place} ({error.strerror}): start in a directory that can be written,"
+            " or name a place with run_dir=DIRECTORY"
+        ) from None
+
+
+def check_here() -> None:
+    """ConfigError if the directory that the user stands in was removed."""
+    try:
+        Path.cwd()
+    except OSError:
+        raise ConfigError("the directory you are in does not exist any more: cd to one that does") from None
 
 
 def discard_if_empty(run_dir: Path) -> None:
@@ -68,19 +98,27 @@ def load_config(run_dir: Path) -> DictConfig:
         raise ConfigError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(config, DictConfig) or not config:
         raise ConfigError(f"{file} holds no configuration")
+    for key, value in ADDED.items():
+        config.setdefault(key, value)
     return config
 
 
 @contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
-    """Hold the run's lock. ConfigError if another process works in the same directory."""
-    with (run_dir / ".lock").open("w") as file:
+    """Hold the run's lock. ConfigError if another process works in the same directory, or none can."""
+    with ExitStack() as stack:
         try:
+            file = stack.enter_context((run_dir / ".lock").open("w"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            file.write(str(os.getpid()))
+            file.flush()
+        except BlockingIOError:
             raise ConfigError(f"another process is working in {run_dir}: wait for it, or stop it first") from None
-        file.write(str(os.getpid()))
-        file.flush()
+        except OSError as error:
+            raise ConfigError(
+                f"the run directory {run_dir} cannot be written ({error.strerror}): make it writable, or copy it"
+                " to where it can be and resume it there"
+            ) from None
         yield
 
 

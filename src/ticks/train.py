@@ -28,12 +28,14 @@ from ticks.config import (
     check_values,
     compose_strictly,
     expand_sweep,
+    with_home_directory,
 )
 from ticks.job import Job, identity_of, planned_job, relative, resumed_job
-from ticks.run_directory import discard_if_empty, locked
+from ticks.run_directory import check_here, discard_if_empty, locked
 from ticks.session import Failures, leave_on_signals, leaving_on_signals
 from ticks.strategy.identity import RANKS, SIZES, Identity, WrongLauncher, unbelieved
 from ticks.strategy.parent import end_with_parent
+from ticks.terminal import forgive
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -44,10 +46,12 @@ MULTIRUN = ("-m", "--multirun")
 
 def main(config_dir: Path) -> None:
     """The command line of train.py. Exit code 0; 2 for a mistake in it; 1 for a failure; 128 + signal if stopped."""
+    forgive()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no C++ stack traces when a worker ends
     _forget_launchers()
-    arguments = sys.argv[1:]
+    arguments = sys.argv[1:] = [with_home_directory(argument) for argument in sys.argv[1:]]
     try:
+        check_here()
         resume = {a.partition("=")[2] for a in arguments if a.startswith("resume=")} - {"auto", "null", ""}
         if resume and not any(a.startswith("-") for a in arguments):  # the run's configuration counts, not this tree's
             run(resumed_job(Path(resume.pop()), arguments))
@@ -79,10 +83,11 @@ def _check_command_line(arguments: list[str], config_dir: Path) -> None:
     flags = [a for a in arguments if a.startswith("-")]
     overrides = [a for a in arguments if not a.startswith("-")]
     if not flags:
-        compose_strictly(overrides, config_dir)
+        compose_strictly(overrides, config_dir, place="hydra.run.dir")
     elif set(flags) <= set(MULTIRUN) and not any(o.startswith("hydra/") for o in overrides):
         for job in expand_sweep(overrides):
-            compose_strictly(job, config_dir)
+            if (run_dir := compose_strictly(job, config_dir, place="hydra.sweep.dir").run_dir) is not None:
+                raise ConfigError(f"run_dir={run_dir}: each job of a multirun has its own; set hydra.sweep.dir")
 
 
 def _hydra_job(config: DictConfig) -> None:
@@ -243,7 +248,7 @@ class _Run:
             every_n_steps=config.trainer.get("log_every_n_steps") or 50,
         )
         callbacks = [build(node, f"callbacks.{name}") for name, node in (config.get("callbacks") or {}).items() if node]
-        rank_zero_only.rank = global_rank()  # type: ignore[attr-defined]  # loggers write where it is 0
+        rank_zero_only.rank = self.me.rank  # type: ignore[attr-defined]  # loggers write where it is 0
         loggers = [build(node, f"logger.{name}") for name, node in (config.get("logger") or {}).items() if node]
         self._choose_accelerator()
         self.trainer: Trainer = build(
@@ -399,13 +404,16 @@ class _Run:
             f" worker and batch: {tokens:,} tokens per step{a_round}",
             flush=True,
         )
+        for note in data.notes():
+            print(f"data.{note}", flush=True)
         if interval and trainer.world_size > 1 and interval > (steps := trainer.max_steps) > 0:
             print(f"the interval of {interval} steps is longer than the run of {steps}: workers meet only at its end")
 
     def _sample(self) -> str | None:
         if not self.is_zero or not self.config.sample_bytes or not hasattr(self.model, "generate"):
             return None
-        tokens = self.task.generate(self.data.encode("The "), int(self.config.sample_bytes))
+        prompt = self.data.encode(self.config.sample_prompt or "\n")
+        tokens = self.task.generate(prompt, int(self.config.sample_bytes))
         return self.data.decode(tokens)
 
     def _first_validation(self) -> dict[str, float] | None:
@@ -562,6 +570,7 @@ def worker(jobfile: str) -> None:
     """The entry of workers 1 .. n - 1."""
     end_with_parent()
     leave_on_signals()
+    forgive()
     run(Job(**json.loads(Path(jobfile).read_text())), Path(jobfile))
 
 

@@ -1,6 +1,7 @@
 """Preparing a corpus: once, whole, without duplicates, with a split that never moves."""
 
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +39,16 @@ def test_exact_duplicates_and_empty_documents_are_dropped() -> None:
     once, twice = prepare(documents, identity="once"), prepare([*documents, b"", *documents, b""], identity="twice")
     assert contents(once) == contents(twice)
     assert sum(once.documents.values()) == 100
+    assert (once.duplicates, twice.duplicates) == (0, 100)
+
+
+def test_a_cache_of_before_duplicates_were_counted_is_still_one() -> None:
+    corpus = prepare(articles(100), identity="a")
+    file = Path(corpus.directory, "corpus.json")
+    content = json.loads(file.read_text())
+    del content["duplicates"]
+    file.write_text(json.dumps(content))
+    assert prepare([], identity="a") == corpus
 
 
 def test_the_split_is_about_90_5_5() -> None:
@@ -86,6 +97,32 @@ def test_documents_that_fail_halfway_leave_no_half_cache(cache: Path) -> None:
     assert sum(prepare(articles(50), identity="a").documents.values()) == 50
 
 
+@pytest.mark.parametrize("below", ["file", "file/deeper"])
+def test_a_cache_below_a_file_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TICKS_CACHE", str(tmp_path / below))
+    with pytest.raises(OSError, match=f"{below} .*: set the environment variable TICKS_CACHE to a directory that can"):
+        prepare(articles(50), identity="a")
+
+
+def test_a_disk_that_fills_while_preparing_says_what_to_set(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scratch(prefix: str, dir: Path) -> str:
+        (place := dir / f"{prefix}x").mkdir()
+        (place / "train.bin").symlink_to("/dev/full")
+        return str(place)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", scratch)
+    with pytest.raises(OSError, match=r"\(No space left on device\): set the environment variable TICKS_CACHE"):
+        prepare(articles(500), identity="a")
+    assert list(cache.iterdir()) == []
+
+
+def test_a_prepared_corpus_needs_no_place_that_can_be_written(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = prepare(articles(50), identity="a")
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda **kwargs: (_ for _ in ()).throw(PermissionError()))
+    assert prepare(articles(50), identity="a") == corpus
+
+
 def test_two_processes_preparing_at_once_leave_one_whole_corpus(cache: Path) -> None:
     other = {}
 
@@ -108,6 +145,8 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPat
     assert cache_root() == Path("/elsewhere/ticks")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_root() == Path.home() / ".cache" / "ticks"
+    monkeypatch.setenv("TICKS_CACHE", "~/texts")
+    assert cache_root() == Path.home() / "texts"
 
 
 def test_tokens_are_a_read_only_map_of_bytes() -> None:

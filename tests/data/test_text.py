@@ -1,6 +1,8 @@
 """The user's own text: any file, any language, and one clear message where it cannot be."""
 
 import os
+import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +137,111 @@ def test_a_glob_that_matches_nothing_is_named(tmp_path: Path) -> None:
         text(f"{tmp_path}/*.txt")
 
 
-def test_a_directory_is_no_text(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="matches no file; give a text file or a quoted glob"):
+def test_a_folder_is_every_text_file_below_it(tmp_path: Path) -> None:
+    first = written(tmp_path / "[books]" / "a.txt", "\n".join(PARAGRAPHS[:250]))
+    second = written(tmp_path / "[books]" / "deep" / "b.md", "\n".join(PARAGRAPHS[250:]))
+    written(tmp_path / "[books]" / ".hidden", "not this one")
+    picture = written(tmp_path / "[books]" / "c.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
+    data = text(tmp_path / "[books]")
+    assert lines(all_bytes(data)) == lines(first.read_bytes() + b"\n" + second.read_bytes())
+    (note,) = data.notes()
+    assert note.startswith(f"path='{tmp_path}/[books]': 2 text file(s), 0.1 MB; 1 that are no text were left out: ")
+    assert note.endswith(str(picture))
+
+
+def test_a_folder_without_text_says_why(tmp_path: Path) -> None:
+    written(tmp_path / "a.bin", b"\0\1")
+    with pytest.raises(ValueError, match=r"no text file below this folder; .*a\.bin is no text: it has 0 bytes"):
         text(tmp_path)
+
+
+def test_an_empty_folder_says_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nothing").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"path='nothing' matches no file in {tmp_path}; give a text file"):
+        text("nothing")
+
+
+def test_a_glob_below_a_folder_whose_name_looks_like_a_glob_finds_its_files(tmp_path: Path) -> None:
+    file = written(tmp_path / "[a]" / "deep" / "b.txt", "\n".join(PARAGRAPHS))
+    written(tmp_path / "a" / "b.txt", "not this one")
+    assert text(f"{tmp_path}/[a]/**/*.txt").files() == [file]
+    assert text(f"{tmp_path}/[a]/deep/*.txt").files() == [file]
+    assert text(f"{tmp_path}/?/*.txt").files() == [tmp_path / "a" / "b.txt"]  # and a glob is still one
+
+
+def test_a_bracket_that_matches_nothing_says_how_to_write_it(tmp_path: Path) -> None:
+    written(tmp_path / "b[1].txt", "text")
+    with pytest.raises(FileNotFoundError, match=r"\[ stands for itself only as \[\[\]"):
+        text(f"{tmp_path}/b[1]*.txt")
+    assert text(f"{tmp_path}/b[[]1]*.txt").files() == [tmp_path / "b[1].txt"]
+
+
+def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = written(tmp_path / "books" / "x.txt", "\n".join(PARAGRAPHS))
+    for path in ("~/books/x.txt", "~/books/*.txt", "~/books"):
+        assert text(path).files() == [file]
+
+
+SENTENCES = {
+    "gbk": "春眠不觉晓。处处闻啼鸟。夜来风雨声。花落知多少。",
+    "shift_jis": "これは日本語の文章です。文字コードを調べるために書きました。",
+    "cp1251": "Съешь ещё этих мягких французских булок, да выпей чаю.",
+    "latin-1": "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich.",
+}
+NAMES = {"gbk": "GB18030 (GBK)", "shift_jis": "Shift-JIS", "cp1251": "CP1251", "latin-1": "CP1252 or CP1250"}
+
+
+@pytest.mark.parametrize("encoding", list(NAMES))
+def test_text_in_another_encoding_trains_and_says_which_it_looks_like(tmp_path: Path, encoding: str) -> None:
+    content = "\n\n".join(f"{i} {SENTENCES[encoding]}" for i in range(300)).encode(encoding)
+    file = written(tmp_path / "my text.txt", content)
+    data = text(file)
+    assert lines(all_bytes(data)) == lines(content)
+    (note,) = data.notes()
+    assert f"{file} is not UTF-8 but looks like {NAMES[encoding]}; its bytes are learnt as they are" in note
+    convert = note.partition("To convert it first: ")[2].replace("NEW", str(tmp_path / "new.txt"))
+    assert subprocess.run(convert, shell=True).returncode == 0
+    assert SENTENCES[encoding] in (tmp_path / "new.txt").read_text(encoding="utf-8")
+
+
+def test_bytes_in_no_known_encoding_are_said_to_be_none(tmp_path: Path) -> None:
+    content = b"\n".join(bytes([i % 255 + 1]) * 3 + b"\xff\xfe\x81" for i in range(3000))
+    (note,) = text(written(tmp_path / "noise.txt", content)).notes()
+    assert "noise.txt is not UTF-8; its bytes are learnt as they are" in note
+
+
+@pytest.mark.parametrize("sentence", ["春眠不覺曉。", "plain"])
+def test_utf_8_is_nothing_to_speak_of_even_if_the_sample_ends_within_a_character(tmp_path: Path, sentence: str) -> None:
+    assert text(written(tmp_path / "text.txt", sentence * 10_000)).notes() == []
+
+
+@pytest.mark.parametrize(("codec", "name"), [("utf-16", "UTF-16"), ("utf-32", "UTF-32")])
+def test_text_with_a_byte_order_mark_says_how_to_make_it_utf_8(tmp_path: Path, codec: str, name: str) -> None:
+    file = written(tmp_path / "windows.txt", "\n".join(PARAGRAPHS).encode(codec))
+    with pytest.raises(ValueError, match=rf"windows\.txt is {name}, not UTF-8: iconv -f {name} -t UTF-8 ") as error:
+        text(file)
+    convert = str(error.value).partition("not UTF-8: ")[2].replace("NEW", str(tmp_path / "new.txt"))
+    assert subprocess.run(convert, shell=True).returncode == 0
+    assert (tmp_path / "new.txt").read_text(encoding="utf-8") == "\n".join(PARAGRAPHS)
+
+
+def test_a_binary_file_that_was_asked_for_is_refused(tmp_path: Path) -> None:
+    written(tmp_path / "a.txt", "text")
+    written(tmp_path / "b.bin", b"\x7fELF\0\0")
+    for path in ("b.bin", "*"):
+        with pytest.raises(ValueError, match=r"b\.bin is no text: it has 0 bytes, which only end documents"):
+            text(tmp_path / path)
+
+
+def test_a_split_that_is_empty_because_of_copies_says_so(tmp_path: Path) -> None:
+    data = text(written(tmp_path / "copies.txt", "the same paragraph again and again, all the time.\n\n" * 2000))
+    with pytest.raises(ValueError, match=r"the \w+ split has 0 bytes.*; (\d+) of (\d+) documents are copies") as error:
+        data.prepare_data()
+    dropped, of = (int(number) for number in re.findall(r"(\d+) of (\d+) documents", str(error.value))[0])
+    assert of > 300
+    assert dropped >= of - 2
 
 
 def test_empty_files_are_named(tmp_path: Path) -> None:

@@ -72,12 +72,19 @@ class ByteData(LightningDataModule):
 
     def check(self, corpus: Corpus) -> None:
         """ValueError if a split is too small for one window."""
+        n_documents = sum(corpus.documents.values()) + corpus.duplicates
+        copies = f"; {corpus.duplicates} of {n_documents} documents are copies of others, which are dropped"
         for split, n_bytes in corpus.n_bytes.items():
             if n_bytes < self.block_size + 1:
                 raise ValueError(
                     f"too little text: the {split} split has {n_bytes} bytes in {corpus.documents[split]} documents,"
                     f" a window of block_size={self.block_size} needs {self.block_size + 1}"
+                    + (copies if corpus.duplicates else "")
                 )
+
+    def notes(self) -> list[str]:
+        """What a person should know about the text before training, one line each, each beginning with an argument."""
+        return []
 
     def worker_batch_size(self, world_size: int, accumulate: int = 1) -> int:
         """Sequences per worker and batch. ValueError if they do not divide."""
@@ -148,8 +155,8 @@ class ByteData(LightningDataModule):
         return bytes(tokens.tolist()).replace(b"\0", b"\n\n").decode("utf-8", errors="replace")
 
     def encode(self, text: str) -> Tensor:
-        """Text as bytes (T,)."""
-        return torch.tensor(list(text.encode("utf-8")), dtype=torch.long)
+        """Text as bytes (T,); what a command line could not read as UTF-8 is the bytes that were typed."""
+        return torch.tensor(list(text.encode("utf-8", errors="surrogateescape")), dtype=torch.long)
 
 
 class TrainBatches(IterableDataset):

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,12 +22,14 @@ FLOOR_SAMPLE = 1 << 24  # bytes of each split from which the n-gram floors are e
 
 @dataclass(frozen=True)
 class Corpus:
-    """A prepared corpus. `floors` are the bits per byte of add-one n-gram models of 1, 2 and 3 bytes on val."""
+    """A prepared corpus. `floors` are the bits per byte of add-one n-gram models of 1, 2 and 3 bytes on val;
+    `duplicates` is how many documents were dropped because the same was there before."""
 
     directory: str
     documents: dict[str, int]
     n_bytes: dict[str, int]
     floors: dict[str, float]
+    duplicates: int = 0
 
     def tokens(self, split: str) -> np.ndarray:
         """The split as a read-only memory map of bytes, shape (n_bytes[split],)."""
@@ -37,8 +39,8 @@ class Corpus:
 def cache_root() -> Path:
     """$TICKS_CACHE, else $XDG_CACHE_HOME/ticks, else ~/.cache/ticks."""
     if root := os.environ.get("TICKS_CACHE"):
-        return Path(root)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ticks"
+        return Path(os.path.expanduser(root))
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "ticks"
 
 
 def split_of(document: bytes) -> str:
@@ -51,32 +53,56 @@ def prepare(documents: Iterable[bytes], *, identity: str) -> Corpus:
     """Write the corpus unless a cached one of the same `identity` exists, and return it.
 
     Exact duplicates are dropped. The folder appears whole or not at all, whoever else prepares it at the same time.
+    OSError, which says what to set, if the cache cannot be written.
     """
     key = hashlib.sha256(f"{FORMAT}:{identity}".encode()).hexdigest()[:16]
     directory = cache_root() / key
     if not (directory / "corpus.json").exists():
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f"{key}-", dir=directory.parent))
+        unread: list[OSError] = []
         try:
-            _write(documents, scratch, final=directory)
-            os.rename(scratch, directory)
-        except OSError:
-            if not (directory / "corpus.json").exists():
+            _write_whole(_noting(documents, unread), directory)
+        except OSError as error:
+            if error in unread:
                 raise
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            if not (directory / "corpus.json").exists():
+                raise OSError(
+                    f"the cache of prepared text cannot be written to {directory.parent} ({error.strerror or error}):"
+                    " set the environment variable TICKS_CACHE to a directory that can, with room for all the text"
+                ) from error
     about = json.loads((directory / "corpus.json").read_text())
     return Corpus(**(about | {"directory": str(directory)}))  # wherever the cache lies now
 
 
+def _noting(documents: Iterable[bytes], unread: list[OSError]) -> Iterator[bytes]:
+    """The documents; an error of reading them is put into `unread`, to be told from one of writing."""
+    try:
+        yield from documents
+    except OSError as error:
+        unread.append(error)
+        raise
+
+
+def _write_whole(documents: Iterable[bytes], directory: Path) -> None:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f"{directory.name}-", dir=directory.parent))
+    try:
+        _write(documents, scratch, final=directory)
+        os.rename(scratch, directory)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def _write(documents: Iterable[bytes], scratch: Path, *, final: Path) -> None:
     seen: set[bytes] = set()
-    counts = dict.fromkeys(SPLITS, 0)
+    counts, duplicates = dict.fromkeys(SPLITS, 0), 0
     files = {split: (scratch / f"{split}.bin").open("wb") for split in SPLITS}
     try:
         for document in documents:
             fingerprint = hashlib.blake2b(document, digest_size=12).digest()
-            if not document or fingerprint in seen:
+            if not document:
+                continue
+            if fingerprint in seen:
+                duplicates += 1
                 continue
             seen.add(fingerprint)
             split = split_of(document)
@@ -86,7 +112,8 @@ def _write(documents: Iterable[bytes], scratch: Path, *, final: Path) -> None:
         for file in files.values():
             file.close()
     n_bytes = {split: (scratch / f"{split}.bin").stat().st_size for split in SPLITS}
-    corpus = Corpus(str(final), counts, n_bytes, ngram_floors(scratch) if n_bytes["train"] and n_bytes["val"] else {})
+    floors = ngram_floors(scratch) if n_bytes["train"] and n_bytes["val"] else {}
+    corpus = Corpus(str(final), counts, n_bytes, floors, duplicates)
     (scratch / "corpus.json").write_text(json.dumps(asdict(corpus), indent=2))
 
 
