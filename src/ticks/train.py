@@ -339,9 +339,13 @@ class _Run:
 
     def save_config(self) -> None:
         """config.yaml: all that `resume` and `ticks eval` need."""
+        from ticks.strategy.checkpoint import replacing
+
         job = self.job
         extra = {"choices": job.choices, "config_digest": job.config_digest, "coordinates": job.coordinates}
-        OmegaConf.save(OmegaConf.create(self.job.config | extra), self.run_dir / "config.yaml")
+        extra |= {"earlier_digests": job.earlier_digests} if job.earlier_digests else {}
+        with replacing(self.run_dir / "config.yaml") as scratch:  # killed meanwhile, a run keeps what it had
+            OmegaConf.save(OmegaConf.create(self.job.config | extra), scratch)
 
     def _announce(self) -> None:
         data, trainer, strategy = self.data, self.trainer, self.strategy

@@ -15,6 +15,7 @@ Trial k of a seed always is the same. Exit code 0 if every trial held, 1 if not,
 import argparse
 import os
 import shlex
+import signal
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -111,6 +112,7 @@ def results(planned: Iterable[Trial], root: Path, *, jobs: int, show: bool = Fal
     import torchmetrics  # noqa: F401
 
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: what was started is ended
     with ProcessPoolExecutor(jobs, mp_context=get_context("fork")) as pool:
         futures: list[Future[Outcome]] = [pool.submit(_one, t, root, show) for t in planned]
         try:

@@ -23,7 +23,7 @@ def main() -> None:
     seed_everything(0, workers=True, verbose=False)
     data = BBCNews(block_size=32, global_batch_size=6, eval_batch_size=64)
     model = DecoderTransformer(
-        vocab_size=256, block_size=32, d_model=32, n_layers=1, n_heads=2, dropout=0.1, norm=LayerNorm
+        vocab_size=256, block_size=32, d_model=32, n_layers=1, n_heads=2, dropout=0.1, norm=LayerNorm, position="rotary"
     )
     task = LanguageModeling(model=model, lr=5e-3, warmup_steps=2)
     saver = ModelCheckpoint(

@@ -228,7 +228,7 @@ class WorkerStrategy(DDPStrategy):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Write every worker's file, then worker 0 the checkpoint. CheckpointNotWritten, on all, if one could not."""
         token = self.broadcast(uuid4().hex[:12])
-        about = {"token": token, "world_size": self.world_size, "step": self.step}
+        about = {"token": token, "world_size": self.world_size, "step": self.step, "fingerprint": self.fingerprint}
         checkpoint[files.KEY] = about | {"ledger": self.ledger.state_dict()}
         self._together(lambda: files.save_worker(filepath, token, self.global_rank, self.worker_state()), filepath)
         self._together(
