@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -170,9 +170,16 @@ class _Run:
         except RuntimeError as error:
             self._explain(error)
             raise
+        except OSError as error:  # the disk is full, say, and a line of metrics.csv cannot be written
+            if error.errno is None or isinstance(error, ConnectionError):
+                raise
+            if self.began:
+                _die(RuntimeError(f"{error}; resume with: python train.py resume={self.run_dir}"), 1)
+            _die(error, 1)
         finally:
             if exit_code and self.began:
-                self.summarise()
+                with suppress(OSError):  # what could not be written may be this; the failure itself has been told
+                    self.summarise()
             wandb.finish(exit_code)
             self._end_workers()
 

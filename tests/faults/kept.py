@@ -27,7 +27,7 @@ SEVERAL_ROUNDS = {  # presets whose published rounds are longer than these runs
     "local_sgd_int4": ("strategy.clock.intervals=[[0,2],[80,3]]",),
     "post_local_sgd": ("task.warmup_steps=40",),
     "slowmo": ("strategy.clock.interval=12",),
-    "streaming_diloco": ("strategy.clock.interval=24",),
+    "streaming_diloco": ("strategy.clock.interval=24", "model.n_layers=4"),
 }
 COMPARED = ("parameters", "gradients", "optimizers", "random", "exchange")  # of a worker's own file
 

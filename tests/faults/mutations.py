@@ -20,7 +20,9 @@ from tests.faults.runs import Run
 
 TINY = ("debug=fast", "trainer.max_steps=4", "trainer.val_check_interval=2", "trainer.limit_val_batches=1",
         "trainer.limit_test_batches=1")  # fmt: skip
+LAYERS = {"streaming_diloco": ("model.n_layers=4",)}  # as many as it has fragments
 KINDS = ("type", "sign", "huge", "nan", "infinite", "zero", "empty", "null", "unknown", "deleted", "added")
+OF_NUMBERS = ("sign", "huge", "nan", "infinite", "zero")
 VALUES = {
     "type": ("abc", "[1,2]", "{a:1}", "true", "1.5", "7", "'1'"),
     "huge": ("1e30", "1000000000000", "1000000", "99999999999999999999999", "50000"),
@@ -43,7 +45,7 @@ def run(trial: Trial, directory: Path, kept: Kept) -> Outcome:
     outcome = Outcome(trial)
     override = mutation(trial.draw(), trial.preset)
     outcome.note = override
-    arguments = [*TINY, f"strategy={trial.preset}", override]
+    arguments = [*TINY, *LAYERS.get(trial.preset, ()), f"strategy={trial.preset}", override]
     it = Run(directory, arguments, env=kept.env, limits={resource.RLIMIT_AS: MEMORY, resource.RLIMIT_CORE: 0})
     try:
         told_to_stop = not _ends(it, TO_END, outcome)
@@ -105,6 +107,8 @@ def mutation(draw: random.Random, preset: str) -> str:
     """One override that somebody might type, or a program might make."""
     key, value = draw.choice(leaves(preset))
     kind = draw.choice(KINDS)
+    if kind in OF_NUMBERS:
+        key, value = draw.choice([(k, v) for k, v in leaves(preset) if _is_number(v)])
     if kind == "deleted":
         return f"~{key}"
     if kind == "unknown":
@@ -113,9 +117,12 @@ def mutation(draw: random.Random, preset: str) -> str:
     if kind == "added":
         return f"+{draw.choice(ADDED)}={draw.choice(('1', 'abc', 'null', '-1', 'true'))}"
     if kind == "sign":
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return f"{key}={-value if number and value else -1}"
+        return f"{key}={-value or -1}"
     return f"{key}={draw.choice(VALUES[kind])}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _written(value: Any) -> str:
@@ -127,7 +134,7 @@ def leaves(preset: str) -> list[tuple[str, Any]]:
     """Every key of the configuration that holds a value, and the value."""
     from ticks.config import compose_strictly
 
-    config = compose_strictly([*TINY, f"strategy={preset}"], REPOSITORY / "configs")
+    config = compose_strictly([*TINY, *LAYERS.get(preset, ()), f"strategy={preset}"], REPOSITORY / "configs")
     found: list[tuple[str, Any]] = []
 
     def collect(node: Any, path: str) -> None:

@@ -65,7 +65,7 @@ def trial(number: int, seed: int, system: str = "ticks") -> Trial:
     if system == "lightning":
         return _signal(number, seed, number, draw, system="lightning", preset="ddp", start="real")
     kind, index = _kind(number)
-    preset = PRESETS[index % len(PRESETS)]
+    preset = PRESETS[(index + index // 60) % len(PRESETS)]  # 60: else some never meet some signals
     if kind == "signal":
         return _signal(number, seed, index, draw, preset=preset, start="real" if draw.random() < 0.2 else "forked")
     if kind == "mutation":
@@ -88,7 +88,7 @@ def trials(count: int, seed: int, only: tuple[str, ...] = (), system: str = "tic
     """The first `count` trials of `seed` whose fault begins with one of `only` (all if it is empty)."""
     found: list[Trial] = []
     number = 0
-    while len(found) < count and number < 1000 * count:
+    while len(found) < count and number < 120 * (count + 1):
         candidate = trial(number, seed, system)
         if not only or candidate.fault.lower().startswith(tuple(name.lower() for name in only)):
             found.append(candidate)

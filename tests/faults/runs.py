@@ -20,7 +20,7 @@ from tests.conftest import REPOSITORY
 from tests.faults.plan import Moment
 
 MARK = "TICKS_FAULTS_RUN"
-LIGHTNING = Path(__file__).with_name("plain_lightning.py")
+SCRIPTS = {"ticks": REPOSITORY / "train.py", "lightning": Path(__file__).with_name("plain_lightning.py")}
 DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
 
 
@@ -28,7 +28,8 @@ class Run:
     """`python train.py ARGS` in `directory`, or plain Lightning's script.
 
     `start` is "forked" (this process, which has imported torch, goes on as train.py: workers other than 0 are started
-    as always) or "real". `limits` are for `resource.setrlimit`.
+    as always) or "real". `limits` are for `resource.setrlimit`. What it prints goes to a file in `outputs` (default:
+    in `directory`).
     """
 
     def __init__(
@@ -40,20 +41,22 @@ class Run:
         system: str = "ticks",
         env: dict[str, str] | None = None,
         limits: dict[int, int] | None = None,
+        outputs: Path | None = None,
     ) -> None:
         self.directory = directory.resolve()
         self.directory.mkdir(parents=True, exist_ok=True)
         self.mark = uuid.uuid4().hex
-        self.output_file = self.directory / f"output-{len(list(self.directory.glob('output-*')))}.txt"
+        outputs = outputs or self.directory
+        outputs.mkdir(parents=True, exist_ok=True)
+        self.output_file = outputs.resolve() / f"output-{len(list(outputs.glob('output-*')))}.txt"
         self.env = {MARK: self.mark, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{REPOSITORY / 'src'}:{REPOSITORY}"}
         self.env |= env or {}
         self.limits = limits or {}
         self.arguments = list(arguments)
         self.code: int | None = None
         self.began = time.monotonic()
-        script = LIGHTNING if system == "lightning" else REPOSITORY / "train.py"
         self.output_file.touch()
-        self._popen = None if start == "forked" else self._started(script)
+        self._popen = None if start == "forked" else self._started(SCRIPTS[system])
         self.pid = self._popen.pid if self._popen is not None else self._forked()
 
     def _started(self, script: Path) -> subprocess.Popen:
@@ -244,7 +247,7 @@ def _command_line(pid: int) -> str:
 
 def _is_worker(pid: int) -> bool:
     command = _command_line(pid)
-    return "ticks.train" in command or LIGHTNING.name in command
+    return "ticks.train" in command or SCRIPTS["lightning"].name in command
 
 
 def _describe(pid: int) -> str:

@@ -43,7 +43,8 @@ def _disk_full(trial: Trial, directory: Path, kept: Kept, outcome: Outcome) -> N
     with small_disk(directory) as mounted:
         outcome.note = f"{MEGABYTES} MB file system" if mounted else "RLIMIT_FSIZE"
         limits = {} if mounted else {resource.RLIMIT_FSIZE: trial.draw().randrange(20_000, 200_000)}
-        it = Run(directory, kept.arguments(trial.preset, trial.workers), env=kept.env, limits=limits)
+        outputs = directory.with_name(f"{directory.name}-outputs")  # on another disk
+        it = Run(directory, kept.arguments(trial.preset, trial.workers), env=kept.env, limits=limits, outputs=outputs)
         try:
             in_time = it.until(trial.moment, 0.0)
             began, there = it.seconds, len(checkpoints(directory))

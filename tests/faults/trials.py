@@ -22,10 +22,11 @@ def run_trial(trial: Trial, root: Path, *, show: bool = False) -> Outcome:
         traceback.print_exc()
         outcome = Outcome(trial, broken=[f"the trial itself failed: {type(error).__name__}: {error}"[:1000]])
     if show:
-        for file in sorted(directory.glob("output-*")):
+        for file in sorted([*directory.glob("output-*"), *directory.with_name(f"{directory.name}-outputs").glob("*")]):
             print(f"---- {file.name}\n{file.read_text(errors='replace')}", flush=True)
     if outcome.held:
-        shutil.rmtree(directory, ignore_errors=True)
+        for used in (directory, directory.with_name(f"{directory.name}-outputs")):
+            shutil.rmtree(used, ignore_errors=True)
     return outcome
 
 
