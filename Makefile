@@ -5,7 +5,7 @@ ARGS ?=
 BIN = .venv/bin
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: train test setup lint format types bench bench-network figure quality clean
+.PHONY: train test setup lint format types bench bench-network faults figure quality clean
 
 train: .venv/ready ## run the main job; overrides: make train ARGS="model=rms strategy.clock.interval=16"
 	$(BIN)/python train.py model=ln_ticks trainer.devices=4 $(ARGS)
@@ -49,6 +49,9 @@ figure: .venv/ready ## the README's first figure: three real runs (8 minutes on 
 	$(RUN) trainer.val_check_interval=80 name=figure_32 strategy.clock.interval=32
 	$(BIN)/ticks report $$(for name in ddp 8 32; do ls -d logs/runs/*_figure_$$name | tail -1; done) \
 		out=tests/benchmarks/results/loss_against_sent.png
+
+faults: .venv/ready ## signals, full disks, damaged files, mutated configurations: an hour; ARGS="--trials 1000", "--help"
+	$(BIN)/python -m tests.faults $(ARGS)
 
 quality: .venv/ready ## DDP and its frugal likes, three seeds each (40 minutes on 2 cores): the README's loss table
 	for seed in 0 1 2; do for name in ddp ddp_int4 powersgd local_sgd_int4; do \

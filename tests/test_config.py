@@ -173,6 +173,10 @@ def test_a_seed_of_zero_is_respected() -> None:
         (["name="], "name= must be a part of a directory's name"),
         (["+callbacks.stop.patience=3"], "callbacks.stop has no _target_, so it would do nothing; give the class"),
         (["+logger.mine.project=a"], "logger.mine has no _target_, so it would do nothing"),
+        (["+logger.extra=1"], "logger.extra=1 must be a class to build, with its _target_, or null"),
+        (["callbacks.checkpoint=off"], "callbacks.checkpoint=off must be a class to build"),
+        (["model.dropout=nan"], "model.dropout=nan must be a number"),
+        (["task.betas=[0.9,nan]"], "task.betas[1]=nan must be a number"),
         (["+callbacks.stop._targt_=a.B"], "did you mean '_target_' instead of '_targt_'?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -270,6 +274,12 @@ def test_a_callback_or_logger_without_target_is_an_error_and_not_dropped(group: 
         ("strategy.clock=often", "strategy.clock=often must be ticks.strategy.clock.Clock"),
         ("model.norm=layer_norm", "model.norm=layer_norm must be "),
         ("strategy.clock.interval=1.5", "strategy.clock.interval=1.5 must be int"),
+        ("model.norm._partial_=null", "model.norm._partial_=None must be true or false"),
+        (
+            "~strategy.optimizer_state._target_",
+            "strategy.optimizer_state={} must be ticks.strategy.optimizer_state.Opt",
+        ),
+        ("~model.norm._target_", "must be collections.abc.Callable"),
     ],
 )
 def test_an_argument_that_its_target_does_not_take_is_named(override: str, message: str) -> None:

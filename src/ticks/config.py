@@ -10,11 +10,12 @@ import hashlib
 import importlib
 import inspect
 import json
+import math
 import os
 import re
 import shlex
 import tempfile
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -171,6 +172,8 @@ def check_keys(config: DictConfig, base: DictConfig, added: Iterable[str] = ()) 
             raise ConfigError(f"{group} has no _target_: choose one of its files, {group}=NAME")
     for group in ("callbacks", "logger"):
         for name, node in (config.get(group) or {}).items():
+            if node is not None and not isinstance(node, DictConfig):
+                raise ConfigError(f"{group}.{name!s}={node} must be a class to build, with its _target_, or null")
             if node is not None and "_target_" not in node:
                 close = difflib.get_close_matches("_target_", map(str, node), n=1, cutoff=0.6)
                 hint = f"; did you mean '_target_' instead of '{close[0]}'?" if close else ""
@@ -192,6 +195,20 @@ def check_values(config: DictConfig) -> None:
         raise ConfigError(f"test={config.get('test')} must be true or false")
     if not re.fullmatch(r"[\w.+=,-]+", name := str(config.get("name") or "")):
         raise ConfigError(f"name={name} must be a part of a directory's name: letters, digits and . + = , - _")
+    _refuse_nan(config, "")
+
+
+def _refuse_nan(node: Any, path: str) -> None:
+    """ConfigError for nan, wherever it stands: it slips through every comparison that could refuse it later."""
+    keys: Iterable[Any] = range(len(node)) if isinstance(node, ListConfig) else node
+    for key in keys:
+        value = node._get_node(key)
+        here = f"{path}[{key}]" if isinstance(node, ListConfig) else f"{path}{'.' if path else ''}{key!s}"
+        if isinstance(value, DictConfig | ListConfig):
+            if not (value._is_none() or value._is_missing() or value._is_interpolation()):
+                _refuse_nan(value, here)
+        elif isinstance(value._value(), float) and math.isnan(value._value()):
+            raise ConfigError(f"{here}=nan must be a number")
 
 
 def _check_below(node: Any, base: Any, path: str, added: set[str]) -> None:
@@ -228,6 +245,9 @@ def _check_target(node: DictConfig, path: str) -> None:
     if not callable(target):
         raise ConfigError(f"{path}._target_={node['_target_']}: a {type(target).__name__}, neither class nor function")
     names = _arguments(target)
+    for flag in ("_partial_", "_recursive_"):
+        if not isinstance(node.get(flag, False), bool):
+            raise ConfigError(f"{path}.{flag}={node[flag]} must be true or false")
     for key in node:
         if str(key).startswith("_") or names is None or OmegaConf.is_missing(node, key):
             continue
@@ -281,8 +301,10 @@ def _fits(value: Any, annotation: Any) -> bool:
     if get_origin(annotation) in (Union, UnionType):
         return any(_fits(value, member) for member in get_args(annotation))
     kind = get_origin(annotation) or annotation
-    if not isinstance(kind, type) or isinstance(value, DictConfig):
+    if not isinstance(kind, type) or kind is object:
         return True
+    if isinstance(value, DictConfig):
+        return "_target_" in value or issubclass(kind, Mapping)
     if isinstance(value, ListConfig):
         return issubclass(kind, Collection) and kind is not str
     if isinstance(value, bool):

@@ -34,6 +34,7 @@ class Job:
     config_digest: str
     checkpoint: str | None = None
     coordinates: dict[str, str] = field(default_factory=dict)
+    earlier_digests: list[str] = field(default_factory=list)  # the run's, before values were changed to resume it
 
 
 def planned_job(config: DictConfig) -> Job:
@@ -77,6 +78,7 @@ def resumed_job(run_dir: Path, overrides: list[str], mode: str = "fit") -> Job:
     choices: Any = OmegaConf.to_container(config.pop("choices", OmegaConf.create({})))
     config_digest = str(config.pop("config_digest", None) or digest(config))
     coordinates: Any = OmegaConf.to_container(config.pop("coordinates", OmegaConf.create({})))
+    digests = {str(earlier): None for earlier in config.pop("earlier_digests", ())} | {config_digest: None}  # in order
     for override in overrides:
         key, _, text = override.partition("=")
         if key == "resume" or choices.get(key) == text:
@@ -93,12 +95,13 @@ def resumed_job(run_dir: Path, overrides: list[str], mode: str = "fit") -> Job:
         config_digest = sha256(f"{config_digest} {override}".encode()).hexdigest()[:12]
         OmegaConf.update(config, key, OverridesParser.create().parse_override(override).value())
     check_values(config)
-    checkpoint, complaints = newest_usable(run_dir / "checkpoints")
+    checkpoint, complaints = newest_usable(run_dir / "checkpoints", list(digests))
     is_zero = identity_of(config).rank == 0
-    for complaint in complaints if is_zero else ():
+    for complaint in complaints if checkpoint and is_zero else ():
         print(f"warning: {complaint}; using the one before it", file=sys.stderr, flush=True)
     if checkpoint is None and (complaints or mode == "eval"):
-        raise ConfigError(f"no usable checkpoint in {run_dir}/checkpoints")
+        reasons = "".join(f"; {complaint}" for complaint in complaints)
+        raise ConfigError(f"no usable checkpoint in {run_dir}/checkpoints{reasons}")
     if is_zero and mode == "fit":
         print(f"resuming {run_dir} from {checkpoint or 'its start: no checkpoint was written yet'}", flush=True)
     return Job(
@@ -109,6 +112,7 @@ def resumed_job(run_dir: Path, overrides: list[str], mode: str = "fit") -> Job:
         config_digest,
         str(checkpoint) if checkpoint else None,
         coordinates,
+        [earlier for earlier in digests if earlier != config_digest],
     )
 
 

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import traceback
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -194,12 +194,16 @@ class _Run:
                 self._fail(error, USER_MISTAKE)
             raise
         except Exception as error:
+            if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+                again = f"; resume with: python train.py resume={self.run_dir}" if self.began else ""
+                self._fail(OSError(f"{error}{again}"), 1)  # the disk is full, say
             self._explain(error)
             raise
         finally:
             self._end_workers()
             if exit_code and self.began:
-                self.summarise()
+                with suppress(OSError):  # what could not be written may be this; the failure itself has been told
+                    self.summarise()
             wandb.finish(exit_code)
 
     @property
@@ -387,9 +391,13 @@ class _Run:
 
     def save_config(self) -> None:
         """config.yaml: all that `resume` and `ticks eval` need."""
+        from ticks.strategy.checkpoint import replacing
+
         job = self.job
         extra = {"choices": job.choices, "config_digest": job.config_digest, "coordinates": job.coordinates}
-        OmegaConf.save(OmegaConf.create(self.job.config | extra), self.run_dir / "config.yaml")
+        extra |= {"earlier_digests": job.earlier_digests} if job.earlier_digests else {}
+        with replacing(self.run_dir / "config.yaml") as scratch:  # killed meanwhile, a run keeps what it had
+            OmegaConf.save(OmegaConf.create(self.job.config | extra), scratch)
 
     def _announce(self) -> None:
         data, trainer, strategy = self.data, self.trainer, self.strategy

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 
 from tests.conftest import WorkerError, run_workers
+from tests.faults.damage import plant
 from tests.strategy.toys import Snapshots, Toy, flat, trainer_for
 from ticks.strategy import DDP, Gradients, Parameters, TickStrategy
 from ticks.strategy import workers as workers_module
@@ -331,3 +332,59 @@ def test_an_exception_is_saved_if_all_workers_have_it_and_keeps_nobody_waiting_i
     both = run_workers(2, failing, tmp_path / "both", False)
     assert both[0] == ["on_exception.ckpt", "saved.ckpt"]
     assert run_workers(2, failing, tmp_path / "alone", True, timeout=30) == [[], []]
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """step=3.ckpt and step=6.ckpt of two workers, with their files."""
+    directory = tmp_path_factory.mktemp("whole")
+    run_workers(2, lambda: train("gradients", 2, directory, steps=6, every=3))
+    return directory
+
+
+@pytest.mark.parametrize("raw", [True, False], ids=["bare pickle", "inside an archive"])
+@pytest.mark.parametrize("victim", ["checkpoint", "worker file"])
+def test_a_payload_is_refused_and_never_executed(raw: bool, victim: str, two_checkpoints: Path, tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(two_checkpoints, tmp_path / "run"))
+    newest = directory / "step=6.ckpt"
+    token = torch.load(newest, weights_only=True)["ticks"]["token"]
+    plant(newest if victim == "checkpoint" else worker_file(newest, token, 1), tmp_path / "executed", raw=raw)
+    os.utime(newest)
+    found, (complaint,) = newest_usable(directory)
+    assert found == directory / "step=3.ckpt"
+    assert "\n" not in complaint
+    assert len(complaint) < 400
+    assert not (tmp_path / "executed").exists()
+
+
+def test_the_damage_of_a_checkpoint_is_told_in_one_line_that_names_the_file(
+    two_checkpoints: Path, tmp_path: Path
+) -> None:
+    directory = Path(shutil.copytree(two_checkpoints, tmp_path / "run"))
+    newest = directory / "step=6.ckpt"
+    token = torch.load(newest, weights_only=True)["ticks"]["token"]
+    worker_file(newest, token, 1).unlink()
+    assert damage(newest) == f"step=6.workers/{token}-rank1.pt is missing"
+    torch.save([1, 2], newest)
+    assert damage(newest) == "step=6.ckpt holds a list"
+    torch.save({"ticks": {"token": 3}}, newest)
+    assert "\n" not in str(damage(newest))
+    newest.write_bytes(b"")
+    assert damage(newest) == "step=6.ckpt: File is not a zip file"
+
+
+def test_a_checkpoint_that_another_run_wrote_is_not_taken_for_this_runs(two_checkpoints: Path, tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(two_checkpoints, tmp_path / "run"))
+    for step, fingerprint in (("3", "mine"), ("6", "another")):
+        checkpoint = torch.load(directory / f"step={step}.ckpt", weights_only=True)
+        checkpoint["ticks"]["fingerprint"] = fingerprint
+        torch.save(checkpoint, directory / f"step={step}.ckpt")
+    found, (complaint,) = newest_usable(directory, ["mine", "mine before"])
+    assert found == directory / "step=3.ckpt"
+    assert "another run wrote it" in complaint
+    assert newest_usable(directory)[0] == directory / "step=6.ckpt"  # nobody asked whose
+    torch.save({"state_dict": {}, "global_step": 7}, directory / "plain.ckpt")
+    assert newest_usable(directory, ["mine"])[0] == directory / "step=3.ckpt"
+    del checkpoint["ticks"]["fingerprint"]  # as they were written once
+    torch.save(checkpoint, directory / "step=6.ckpt")
+    assert newest_usable(directory, ["mine"])[0] == directory / "step=6.ckpt"

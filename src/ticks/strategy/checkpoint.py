@@ -13,9 +13,10 @@ import random
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return
         with replacing(Path(path)) as scratch:
             torch.save(checkpoint, scratch)
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        """Nothing in a file is executed, unless `weights_only=False` is asked for by name."""
+        return super().load_checkpoint(path, map_location, weights_only=weights_only is not False)
 
 
 @contextmanager
@@ -119,30 +124,60 @@ def load_worker(
     return torch.load(find_worker_file(path, about["token"], rank), map_location="cpu", weights_only=True), None
 
 
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint (its checksums, its worker files), or None if it is whole."""
+def damage(path: Path, of: Collection[str] = ()) -> str | None:
+    """What is wrong with a checkpoint, in one line, or None: its archive and its workers' must be whole and load.
+
+    `of` are the fingerprints of the runs that may have written it; without any it may be anybody's.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
-            if (bad := archive.testzip()) is not None:
-                return f"checksum of {bad} does not match"
-        about = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get(KEY)
-        for rank in range(about["world_size"] if about else 0):
+        about = _whole(path).get(KEY)
+        if about is None:
+            return "it was not written by ticks" if of else None
+        if of and about.get("fingerprint", next(iter(of))) not in of:  # older ones do not say
+            return "another run wrote it"
+        for rank in range(about["world_size"]):
             file = find_worker_file(path, about["token"], rank)
-            with zipfile.ZipFile(file) as archive:
-                if archive.testzip() is not None:
-                    return f"checksum of {file.name} does not match"
-    except Exception as error:  # any way of not being a checkpoint
-        return f"{type(error).__name__}: {error}"
+            if not file.is_file():
+                return f"{file.parent.name}/{file.name} is missing"
+            _whole(file)
+    except Damaged as error:
+        return str(error)
+    except Exception as error:  # a part of it that says something else than it should
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return None
 
 
-def newest_usable(directory: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint in `directory`, and a line for every newer one that is damaged."""
+class Damaged(ValueError):
+    """A file that is not what was written."""
+
+
+def _whole(file: Path) -> dict[str, Any]:
+    """What torch.save wrote there, its checksums compared, nothing in it executed. Damaged for any other file."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if (bad := archive.testzip()) is not None:
+                raise Damaged(f"{file.name}: checksum of {bad} does not match")
+        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Damaged:
+        raise
+    except UnpicklingError:
+        raise Damaged(f"{file.name} holds something else than tensors and plain values, which is not loaded") from None
+    except Exception as error:  # any way of not being an archive: torch, zipfile and the file system have many
+        reason = " ".join(str(error).split())[:200]
+        raise Damaged(f"{file.name}: {reason or type(error).__name__}") from None
+    if not isinstance(loaded, dict):
+        raise Damaged(f"{file.name} holds a {type(loaded).__name__}")
+    return loaded
+
+
+def newest_usable(directory: Path, of: Collection[str] = ()) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint in `directory` that a run with a fingerprint in `of` wrote (any run if `of` is
+    empty), and a line for every newer one that cannot be used."""
     complaints: list[str] = []
     for path in sorted(directory.glob("*.ckpt"), key=lambda p: p.stat().st_mtime_ns, reverse=True):
-        if (reason := damage(path)) is None:
+        if (reason := damage(path, of)) is None:
             return path, complaints
-        complaints.append(f"{path} is damaged ({reason})")
+        complaints.append(f"{path} cannot be used ({reason})")
     return None, complaints
 
 

@@ -288,7 +288,7 @@ class WorkerStrategy(DDPStrategy):
         """Write every worker's file, then worker 0 the checkpoint, where worker 0 wants it. CheckpointNotWritten, on
         all, if one could not."""
         token, filepath = self.broadcast((uuid4().hex[:12], str(filepath)))
-        about = {"token": token, "world_size": self.world_size, "step": self.step}
+        about = {"token": token, "world_size": self.world_size, "step": self.step, "fingerprint": self.fingerprint}
         checkpoint[files.KEY] = about | {"ledger": self.ledger.state_dict()}
         self._together(lambda: files.save_worker(filepath, token, self.global_rank, self.worker_state()), filepath)
         self._together(
