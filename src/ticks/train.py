@@ -145,6 +145,7 @@ class _Run:
         from ticks.report import wandb
         from ticks.strategy.shutdown import Stopped
         from ticks.strategy.strategy import NonFiniteLoss
+        from ticks.strategy.wire import OutOfStep
         from ticks.strategy.workers import CheckpointNotWritten, Refused
 
         exit_code = 1
@@ -162,7 +163,7 @@ class _Run:
         except SystemExit as left:  # a signal before training could be stopped in agreement
             exit_code, self.status = left.code or 1, "stopped"  # type: ignore[assignment]
             raise
-        except (NonFiniteLoss, CheckpointNotWritten, Refused, MisconfigurationException) as error:
+        except (NonFiniteLoss, CheckpointNotWritten, OutOfStep, Refused, MisconfigurationException) as error:
             # every worker knows the same: worker 0 tells it
             if not self.is_zero:
                 sys.exit(1)
