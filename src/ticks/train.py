@@ -166,6 +166,7 @@ class _Run:
         from ticks.strategy.meeting import NoMeeting
         from ticks.strategy.shutdown import Stopped
         from ticks.strategy.strategy import NonFiniteLoss
+        from ticks.strategy.wire import OutOfStep
         from ticks.strategy.workers import CheckpointNotWritten, Refused
 
         exit_code = 1
@@ -185,7 +186,7 @@ class _Run:
             raise
         except (NonFiniteLoss, CheckpointNotWritten) as error:
             self._fail(error, 1, all_know=True)
-        except Refused as error:
+        except (OutOfStep, Refused) as error:
             self._fail(error, USER_MISTAKE, all_know=True)
         except (MisconfigurationException, NoMeeting, NoScript, WrongLauncher) as error:
             self._fail(error, USER_MISTAKE)

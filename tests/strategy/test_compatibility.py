@@ -331,9 +331,9 @@ def test_frozen_parameters_neither_move_nor_travel(rule: str) -> None:
         assert not torch.equal(result["final"][n_frozen:], result["after"][1][n_frozen:])
     ledger, numbers = frozen[0]["ledger"], 256 + 16 + 16 + 16  # two layers, the last bias with its place
     rounds = {"gradients": 2}.get(rule, 1) * len(TICKS)
-    factors = 4 * (2 * (16 + 16) + 48) + 8 * len(FIELDS)  # of one matrix, and facts twice
+    factors = 4 * (2 * (16 + 16) + 48) + 8 * (1 + len(FIELDS))  # of one matrix, and facts twice
     n_bytes = {"int8": 2 * (256 + 4), "low rank": factors}.get(rule, 4 * numbers)
-    assert ledger.bytes_sent == rounds * n_bytes + ledger.messages * 8 * len(FIELDS)
+    assert ledger.bytes_sent == rounds * n_bytes + ledger.messages * 8 * (1 + len(FIELDS))
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -386,7 +386,7 @@ def test_tied_weights_stay_tied_and_travel_once(rule: str) -> None:
     assert torch.equal(result["state"]["net.0.weight"], result["state"]["net.2.weight"])
     places = 48 + 16 + 16 + 16 + 16  # a matrix of 36, biases of 6 and 6, a matrix of 6, a bias
     if rule in ("parameters", "outer", "accumulate"):
-        assert result["ledger"].bytes_sent == len(TICKS) * (4 * places + 8 * len(FIELDS))
+        assert result["ledger"].bytes_sent == len(TICKS) * (4 * places + 8 * (1 + len(FIELDS)))
 
 
 @pytest.mark.parametrize("rule", RULES)

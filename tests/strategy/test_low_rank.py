@@ -164,7 +164,7 @@ def test_numbers_stay_where_nobody_has_a_weight_or_nobody_else_is_there(results:
 def test_bytes_are_those_that_left_and_those_of_the_factors(results: list[dict]) -> None:
     rest = LENGTH - sum(m.rows * m.columns for m in THIN)
     left, right = RANK * sum(m.rows for m in THIN), RANK * sum(m.columns for m in THIN)
-    row = (N - 1) * facts(0).nbytes
+    row = (N - 1) * (8 + facts(0).nbytes)
     for result in results:
         for key in ("bytes", "bytes fp32"):
             assert result[key][0] == result[key][1]

@@ -415,7 +415,8 @@ def count(strategy: Callable[[], Any], n: int) -> CountPerStep:
     return counter
 
 
-CALLS = {False: ["all_gather", "all_reduce"], True: ["isend", "irecv"] * 2}  # of one message, on an exact or lossy wire
+# of one message, on an exact or lossy wire
+CALLS = {False: ["all_gather", "all_reduce"], True: ["all_gather", *["isend", "irecv"] * 2]}
 
 
 @dataclass
@@ -426,7 +427,7 @@ class Expected:
     messages: dict[int, int] = field(default_factory=lambda: dict.fromkeys(range(1, STEPS + 2), 0))
     n_bytes: dict[int, int] = field(default_factory=lambda: dict.fromkeys(range(1, STEPS + 2), 0))
 
-    def message(self, step: int, wire: Wire, numbers: int, exact: int = 0, *, used: int = 0, facts: int = 0) -> None:
+    def message(self, step: int, wire: Wire, numbers: int, exact: int = 0, *, used: int = 0) -> None:
         """Of two workers, each sends its facts, half of the numbers, and the mean of its own half."""
         if isinstance(wire, LowRank):  # left factors and what is no matrix, then right factors, as one message
             thin = [(r, c) for r, c in LAYERED if wire.rank * (r + c) < r * c]
@@ -439,7 +440,7 @@ class Expected:
         block = getattr(wire, "block", 1)
         body = wire.size(-(-numbers // block) * block) if wire.lossy else 4 * numbers
         self.messages[used or step] += 1
-        self.n_bytes[used or step] += body + 4 * exact + 8 * (facts or len(FIELDS))
+        self.n_bytes[used or step] += body + 4 * exact + 8 * (1 + len(FIELDS))
 
 
 LAYERED = [(12, 6), (12, 12), (12, 12), (1, 12)]  # the toy's matrices
@@ -483,7 +484,7 @@ def expected_of(strategy: TickStrategy, rounds: dict[int, int]) -> Expected:
         periods = getattr(strategy.state_rule, "every", {})
         for period in periods.values() if isinstance(periods, dict) else ():
             if rounds_of_rule % period == 0:
-                expected.message(end, FP32(), n_parameters, facts=1)
+                expected.message(end, FP32(), n_parameters)
     return expected
 
 

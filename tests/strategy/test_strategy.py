@@ -196,7 +196,7 @@ def test_ledger_bytes_are_the_rings_formula_times_the_payload(sync: type, parts:
     parameters = sum(p.numel() for p in Toy().parameters())
     placed = sum(-(-p.numel() // 16) * 16 for p in Toy().parameters())  # each tensor begins at a multiple of 64 bytes
     numbers = parts * 2 * (n - 1) * 4 * placed  # of all workers: whose chunk is smaller sends less
-    facts = parts * n * (n - 1) * 8 * len(FIELDS)
+    facts = parts * n * (n - 1) * 8 * (1 + len(FIELDS))
     assert sum(ledger.bytes_sent for ledger in ledgers) == 2 * (numbers + facts)
     for ledger in ledgers:
         assert (ledger.ticks, ledger.messages) == (2, 2 * parts)
@@ -229,7 +229,7 @@ def test_frozen_parameters_start_equal_and_do_not_travel() -> None:
 
     (first, sent), (second, _) = run_workers(2, freeze)
     assert torch.equal(first, second)
-    assert sent == 2 * ring_bytes(4 * (16 + 16 + len(FIELDS) * 2), 2)  # 16 weights, 1 bias with its padding
+    assert sent == 2 * ring_bytes(4 * (16 + 16 + (1 + len(FIELDS)) * 2), 2)  # 16 weights, 1 bias with its padding
 
 
 def validate_in_the_middle(rank_losses: bool = False) -> dict[str, Any]:

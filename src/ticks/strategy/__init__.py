@@ -14,7 +14,7 @@ _NAMES = {
     "clock": ("Adaptive", "Clock", "EverySeconds", "EverySteps", "Facts", "PostLocal", "Quadratic", "Schedule"),
     "sync": ("Accumulate", "Gradients", "Hierarchical", "Outer", "Parameters", "Streaming", "Sync"),
     "optimizer_state": ("Average", "Keep", "OptimizerState", "Reset"),
-    "wire": ("BF16", "FP16", "FP32", "Int4", "Int8", "Wire"),
+    "wire": ("BF16", "FP16", "FP32", "Int4", "Int8", "OutOfStep", "Wire"),
     "low_rank": ("LowRank",),
     "ledger": ("Ledger",),
     "workers": ("Refused",),

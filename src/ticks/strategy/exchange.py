@@ -5,6 +5,7 @@ back, at once or `delay` steps later, the sync rule moves the anchor by it, and 
 neither the rule nor the wire needs an anchor, parameters are averaged in place: the same thing, without a copy.
 """
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
@@ -16,13 +17,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
-from ticks.strategy.facts import FIELDS
+from ticks.strategy.facts import FIELDS, only_weight
 from ticks.strategy.flat import FlatBuffer, copy
 from ticks.strategy.fragments import fragment_of
 from ticks.strategy.ledger import Ledger
 from ticks.strategy.seen import Seen, new_sums, sample
 from ticks.strategy.sync import Sync
-from ticks.strategy.wire import FP32, Matrix, Received, Wire
+from ticks.strategy.wire import FP32, Matrix, Received, Told, Wire
 
 
 @dataclass
@@ -152,7 +153,7 @@ class Exchange:
         meeting = FlatBuffer(both)
         meeting.load(both)
         facts = self.worker.facts(meeting.all[:0])  # who has nan is found at the next tick
-        self.ledger.sent(FP32().mean(meeting.all, facts, channel="layout").n_bytes)
+        self.ledger.sent(FP32().mean(meeting.all, facts, channel="layout", step=self.worker.step).n_bytes)
         meeting.store(both)
         self._lay_out(tensors)
         if self.anchor is not None and anchor is not None:
@@ -212,7 +213,8 @@ class Exchange:
         numbers = mine if in_place else mine.clone()
         if self.anchor is not None:
             torch.sub(self.anchor[place], mine[:size], out=numbers[:size])
-        arguments = (numbers, facts, mine.numel() - size, f"parameters/{fragment}", self._matrices[fragment])
+        channel, step = f"parameters/{fragment}", self.worker.step
+        arguments = (numbers, facts, mine.numel() - size, channel, step, self._matrices[fragment])
         received: Received | Future[Received]
         if waits:
             with self.ledger.timed():
@@ -230,10 +232,17 @@ class Exchange:
             self.use(message, take_over=at_once)
 
     def mean(
-        self, numbers: Tensor, facts: Tensor, exact: int, channel: str, matrices: Sequence[Matrix], group: Any = None
+        self,
+        numbers: Tensor,
+        facts: Tensor,
+        exact: int,
+        channel: str,
+        step: int,
+        matrices: Sequence[Matrix],
+        group: Any = None,
     ) -> Received:
         """The wire's mean; may run in the background."""
-        return self.wire.mean(numbers, facts, exact=exact, channel=channel, matrices=matrices, group=group)
+        return self.wire.mean(numbers, facts, exact=exact, channel=channel, step=step, matrices=matrices, group=group)
 
     def use(self, message: Message, *, take_over: bool = False) -> None:
         """The anchor moves by the mean of what was sent, and the worker with it: wholly, to `take_over`."""
@@ -284,9 +293,33 @@ class Exchange:
         parameters = flat.all[: self._n_parameters]
         facts = self._checked_facts(parameters) if forget else self.worker.facts(parameters)
         with self.ledger.timed():
-            received = FP32().mean(flat.all, facts, channel=channel, group=self._group if in_group else None)
+            group = self._group if in_group else None
+            received = FP32().mean(flat.all, facts, channel=channel, step=self.worker.step, group=group)
         self.ledger.sent(received.n_bytes)
         flat.store(self._adopted)
+
+    def meet(self, what: str, note: str = "") -> None:
+        """All workers do `what` after this step, or OutOfStep on all who meet; `note` is told with it.
+
+        In every group where another may be waiting for this worker: who means something else is found in one of them.
+        """
+        meaning, device = f"{what} after step {self.worker.step}", self.worker.named_parameters()[0][1].device
+
+        def tell(group: Any) -> Told:
+            return Told(only_weight(1.0), meaning, note=note, device=device, group=group)
+
+        asked: list[Told | Future[Tensor]] = [tell(None)]
+        if self._group not in (None, dist.group.WORLD):
+            asked.append(tell(self._group))
+        if self._background is not None:  # after the messages that it has under way
+            asked.append(self._background.submit(lambda: tell(self._side_group).rows()))
+        self.ledger.waiting = True  # who keeps others waiting is found
+        while asked:
+            for answer in [answer for answer in asked if len(asked) == 1 or answer.done()]:
+                asked.remove(answer)
+                answer.result() if isinstance(answer, Future) else answer.rows()
+            time.sleep(0.0005 if asked else 0)
+        self.ledger.waiting = False
 
     def _checked_facts(self, numbers: Tensor) -> Tensor:
         """The worker's facts; if its numbers are not finite it starts again from what it last agreed to."""
@@ -319,8 +352,9 @@ class Exchange:
             assert self.anchor is not None
             flat.all.copy_(self.anchor)
         else:
-            healthy = torch.isfinite(flat.all[: self._n_parameters].sum()).double()[None]
-            self.ledger.measuring_bytes += FP32().mean(flat.all, healthy, channel="measuring").n_bytes
+            facts = only_weight(float(torch.isfinite(flat.all[: self._n_parameters].sum())))
+            measured = FP32().mean(flat.all, facts, channel="measuring", step=self.worker.step)
+            self.ledger.measuring_bytes += measured.n_bytes
         flat.store(self._adopted)
         return own
 

@@ -12,6 +12,11 @@ from torch import Tensor
 FIELDS = ("weight", "loss", "seconds", "update", "drift", "stop", "bad_step", "lr", "fingerprint")
 
 
+def only_weight(weight: float) -> Tensor:
+    """A row of FIELDS for a message that tells nothing else: all messages begin with as many bytes."""
+    return torch.tensor([weight] + [0.0] * (len(FIELDS) - 1), dtype=torch.float64)
+
+
 @dataclass
 class Round:
     """One round on one worker: its losses, its seconds without waiting for others, the first step that went wrong."""

@@ -50,6 +50,7 @@ class LowRank(Wire):
         *,
         exact: int = 0,
         channel: str = "",
+        step: int = 0,
         group: ProcessGroup | None = None,
         matrices: Sequence[Matrix] = (),
     ) -> Received:
@@ -70,7 +71,7 @@ class LowRank(Wire):
         lefts = self._columns(left, [m.rows for m in thin])
         for matrix, right_factor, left_factor in zip(wholes, rights, lefts, strict=True):
             left_factor.copy_(matrix @ _basis(right_factor))
-        received = self.wire.mean(left, facts_F, exact=exact, channel=f"{channel}/left", group=group)
+        received = self.wire.mean(left, facts_F, exact=exact, channel=f"{channel}/left", step=step, group=group)
         lost = self.wire.settle(f"{channel}/left", group)
         if not healthy_ranks(received.rows_NxF):
             return received
@@ -90,7 +91,7 @@ class LowRank(Wire):
         for matrix, basis, right_factor in zip(wholes, bases, new_rights, strict=True):
             right_factor.copy_(matrix.T @ basis)
             matrix.addmm_(basis, right_factor.T, alpha=-1.0)
-        n_bytes = received.n_bytes + self.wire.mean(new_right, facts_F, channel=f"{channel}/right", group=group).n_bytes
+        mean_right = self.wire.mean(new_right, facts_F, channel=f"{channel}/right", step=step, group=group)
         lost = self.wire.settle(f"{channel}/right", group)
         losses = self._columns(new_right.new_zeros(len(right)) if lost is None else lost, [m.columns for m in thin])
         for i, m in enumerate(thin):
@@ -98,7 +99,7 @@ class LowRank(Wire):
             wholes[i].addmm_(bases[i], losses[i].T)
             size = new_rights[i].square().sum()  # of zeros, say: then what spanned the last rows is a better guess
             rights[i].copy_(torch.where((size > 0) & size.isfinite(), new_rights[i], rights[i]))
-        return Received(received.rows_NxF, n_bytes)
+        return Received(received.rows_NxF, received.n_bytes + mean_right.n_bytes)
 
     def _memory(self, channel: str, n: int, n_right: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """What is owed and the right factors of the last message; new for a channel of another size."""

@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 
 from ticks.strategy.clock import Clock, EverySteps, Facts
 from ticks.strategy.exchange import Exchange, Message
-from ticks.strategy.facts import FIELDS, Round
+from ticks.strategy.facts import FIELDS, Round, only_weight
 from ticks.strategy.flat import copy, digest
 from ticks.strategy.fragments import fragment_of
 from ticks.strategy.gradients import GradientBuffer
@@ -228,6 +228,7 @@ class TickStrategy(WorkerStrategy):
         if self._accumulates and self._round.steps and self.is_global_zero:
             log.warning("the data ended %d steps into a round: their gradients were not used", self._round.steps)
         if (exchange := self._exchange) is not None:
+            self._meet_after_an_epoch()
             if not self._agreed or exchange.in_flight:
                 if self._round.steps:
                     self._count_tick()
@@ -238,6 +239,10 @@ class TickStrategy(WorkerStrategy):
                 exchange.average("repair", forget=False)
             self._last_exchange = exchange.state_dict(agreed=True)  # for a checkpoint of the trained model
         super().on_train_end()
+
+    def meet(self, what: str) -> None:
+        if self._exchange is not None and self.world_size > 1:
+            self._exchange.meet(what, self._note())
 
     def teardown(self) -> None:
         if self._exchange is not None:
@@ -320,6 +325,11 @@ class TickStrategy(WorkerStrategy):
         if self._silent:
             raise Refused("self.all_gather in a training step talks at every step: between ticks workers do not")
         return super().all_gather(*args, **kwargs)
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        if self._silent:
+            raise Refused("strategy.broadcast in a training step talks at every step: between ticks workers do not")
+        return super().broadcast(obj, src)
 
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         closes_round = self.step + 1 >= self._round.end
@@ -437,13 +447,14 @@ class TickStrategy(WorkerStrategy):
     def _treat_optimizer_states(self) -> None:
         """A round of the rule is over: the optimizers' states are averaged or forgotten, if it is their turn."""
         self._rounds += 1
-        healthy = torch.tensor([float(not self._round.bad_step)], dtype=torch.float64)
+        facts = only_weight(float(not self._round.bad_step))
 
         def mean(name: str, numbers: Tensor) -> None:
             if self._lockstep:
                 return  # they are the same everywhere
             with self.ledger.timed():
-                self.ledger.sent(FP32().mean(numbers, healthy, channel=f"optimizer/{name}").n_bytes)
+                received = FP32().mean(numbers, facts, channel=f"optimizer/{name}", step=self.step)
+            self.ledger.sent(received.n_bytes)
 
         treat(self.state_rule, self._rounds, self.optimizers, self._state_names, mean)
 
@@ -477,7 +488,7 @@ class TickStrategy(WorkerStrategy):
             facts = self.facts(numbers[: numbers.numel() - exact])
             if self._by_gradients:
                 facts[FIELDS.index("fingerprint")] = self._exchange.fingerprint()
-            received = self._exchange.mean(numbers, facts, exact, "gradients", gradients.matrices)
+            received = self._exchange.mean(numbers, facts, exact, "gradients", self.step, gradients.matrices)
             gradients.store(with_buffers=self._by_gradients)
         self.ledger.sent(received.n_bytes)
         self._gradient_rows = received.rows_NxF
@@ -583,9 +594,9 @@ class TickStrategy(WorkerStrategy):
         super().save_checkpoint(checkpoint, filepath, storage_options)
         self._round.leave_out(time.perf_counter() - started)
 
-    def lightning_module_state_dict(self) -> dict[str, Any]:
+    def agreed_state(self) -> dict[str, Any]:
         with self.agreed_model():
-            state = super().lightning_module_state_dict()
+            state = super().agreed_state()
             if not self.is_global_zero:  # not saved
                 return state
             return {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}

@@ -11,11 +11,15 @@ earlier exchanges still owe, e_ij and o_j:
 Error feedback in both halves: what is lost comes later (arXiv 1901.09847, 1905.05957). Sums are fp32, in the order of
 the ranks. To add a wire: a class here (a subclass of `Encoded` needs `size`, `encode`, `decode`), and a YAML in
 configs/strategy/wire/.
+
+Every message begins with what it means and this worker's facts (`Told`), in as many bytes whatever follows. Numbers
+leave only where all mean the same, so that messages of different meaning or size never meet.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -33,6 +37,65 @@ class Received:
 
     rows_NxF: Tensor
     n_bytes: int
+
+
+class OutOfStep(RuntimeError):
+    """Workers were about to mix messages that do not belong together; raised on every worker that met the others."""
+
+
+def meaning(numbers_P: Tensor, exact: int, channel: str, step: int) -> str:
+    """What must be equal on all workers of a message, as they are told it where it is not."""
+    size = f"{len(numbers_P)} numbers" + (f", {exact} of them exact" if exact else "")
+    return f"{channel or 'numbers'} after step {step}, {size}, {str(numbers_P.dtype).removeprefix('torch.')}"
+
+
+class Told:
+    """What every worker of the group means by its next message, and its facts (F,): one exchange of small rows.
+
+    Numbers are posted only when it has come back, a latency later: gloo ends the process where sizes differ. It is the
+    gathering of facts that ticks had before, 8 bytes longer: no message is added.
+    """
+
+    def __init__(
+        self, facts_F: Tensor, meaning: str, *, device: torch.device, group: ProcessGroup | None = None, note: str = ""
+    ) -> None:
+        self.meaning, self.note, self.group = meaning, note, group
+        number = float(int.from_bytes(blake2b(meaning.encode(), digest_size=6).digest()))  # exact as a float64
+        row = torch.cat([torch.tensor([number], dtype=torch.float64), facts_F.to("cpu", torch.float64)]).to(device)
+        n = dist.get_world_size(group)
+        self.n_bytes = (n - 1) * row.nbytes
+        self._rows = row.repeat(n, 1)
+        self._work = dist.all_gather(list(self._rows), row, group=group, async_op=True) if n > 1 else None
+
+    def done(self) -> bool:
+        return self._work is None or self._work.is_completed()
+
+    def rows(self) -> Tensor:
+        """Everybody's facts (N, F), by rank. OutOfStep, on all, if they do not mean the same."""
+        if self._work is not None:
+            self._work.wait()
+        rows_NxF = self._rows.cpu()
+        if (rows_NxF[:, 0] != rows_NxF[0, 0]).any():
+            self._explain()
+        return rows_NxF[:, 1:]
+
+    def _explain(self) -> None:
+        """All know that they differ: now they tell each other how."""
+        meanings: list[Any] = [None] * len(self._rows)
+        dist.all_gather_object(meanings, self.meaning + self.note, group=self.group)
+        raise out_of_step(dict(zip(dist.get_process_group_ranks(self.group), meanings, strict=True)))
+
+
+def out_of_step(meanings: dict[int, str]) -> OutOfStep:
+    """The error, of what each worker was about to do."""
+    by_meaning: dict[str, list[str]] = {}
+    for rank, meaning in meanings.items():
+        by_meaning.setdefault(meaning, []).append(str(rank))
+    told = "; ".join(f"worker {', '.join(ranks)}: {meaning}" for meaning, ranks in by_meaning.items())
+    return OutOfStep(
+        f"workers no longer do the same ({told}). Where one's data end before another's, give as many batches to each,"
+        " or data without an end and trainer.max_steps"
+    )
 
 
 @dataclass(frozen=True)
@@ -60,6 +123,7 @@ class Wire(ABC):
         *,
         exact: int = 0,
         channel: str = "",
+        step: int = 0,
         group: ProcessGroup | None = None,
         matrices: Sequence[Matrix] = (),
     ) -> Received:
@@ -68,8 +132,9 @@ class Wire(ABC):
         `facts_F` (F,), float64, are given to all workers as they are. Fact 0 is the worker's weight, 1 or 0: with 0 its
         numbers count for nobody (they may be nan) though it gets the mean; if all weights are 0, numbers stay as they
         are. The last `exact` numbers travel unencoded. `channel` names what is sent: memory and error feedback are kept
-        per channel. `matrices`: those among the numbers, in their order, for wires that make use of it. A background
-        thread may call this at the same time, for another channel and with another group.
+        per channel. OutOfStep, on all, unless all send as many numbers on one channel after one `step`. `matrices`:
+        those among the numbers, in their order, for wires that make use of it. A background thread
+        may call this at the same time, for another channel and with another group.
         """
 
     def state_dict(self) -> dict[str, Any]:
@@ -106,31 +171,24 @@ class FP32(Wire):
         *,
         exact: int = 0,
         channel: str = "",
+        step: int = 0,
         group: ProcessGroup | None = None,
         matrices: Sequence[Matrix] = (),
     ) -> Received:
         n = dist.get_world_size(group)
-        facts = facts_F.to(numbers_P.device, torch.float64)
-        rows_NxF = facts.repeat(n, 1)
-        if n == 1:
-            return Received(rows_NxF.cpu(), 0)
-        told = dist.all_gather(list(rows_NxF), facts, group=group, async_op=True)
-        mine = None
-        if facts_F[0] != 1:  # nothing may be known of the others before the sum is under way
-            mine = numbers_P.clone()
+        told = Told(facts_F, meaning(numbers_P, exact, channel, step), device=numbers_P.device, group=group)
+        rows_NxF = told.rows()
+        n_healthy = len(healthy_ranks(rows_NxF))
+        if n == 1 or not n_healthy or not len(numbers_P):
+            return Received(rows_NxF, told.n_bytes)
+        if facts_F[0] != 1:
             numbers_P.zero_()
         parts = numbers_P.chunk(PARTS if len(numbers_P) >= PARTS * PIECE else 1)
         sums = [dist.all_reduce(part, group=group, async_op=True) for part in parts]
-        told.wait()
-        rows_NxF = rows_NxF.cpu()
-        n_healthy = len(healthy_ranks(rows_NxF))
         for part, total in zip(parts, sums, strict=True):
             total.wait()
-            part.div_(max(1, n_healthy))
-        if not n_healthy:
-            assert mine is not None
-            numbers_P.copy_(mine)
-        return Received(rows_NxF, ring_bytes(numbers_P.nbytes, n) + (n - 1) * facts.nbytes)
+            part.div_(n_healthy)
+        return Received(rows_NxF, told.n_bytes + ring_bytes(numbers_P.nbytes, n))
 
 
 @dataclass
@@ -178,46 +236,44 @@ class Encoded(Wire):
         *,
         exact: int = 0,
         channel: str = "",
+        step: int = 0,
         group: ProcessGroup | None = None,
         matrices: Sequence[Matrix] = (),
     ) -> Received:
         peers = Peers(group)
-        facts = facts_F.to(numbers_P.device, torch.float64)
         if peers.n == 1:
-            return Received(facts.cpu().clone()[None], 0)
+            return Received(facts_F.to("cpu", torch.float64, copy=True)[None], 0)
+        told = Told(facts_F, meaning(numbers_P, exact, channel, step), device=numbers_P.device, group=group)
         chunks = self._chunks(numbers_P, exact, channel, peers.n)
-        own, head = chunks[peers.rank], facts.nbytes
+        own = chunks[peers.rank]
+        rows_NxF = told.rows()
+        healthy = healthy_ranks(rows_NxF)
 
         def memory(name: str, chunk: Chunk) -> Tensor:
-            n_bytes = head + chunk.tail.nbytes + self._size(len(chunk.body))
-            return self._bytes((channel, name), n_bytes, numbers_P.device)
+            return self._bytes((channel, name), chunk.tail.nbytes + self._size(len(chunk.body)), numbers_P.device)
 
-        inbox = {source: memory(f"from {source}", own) for source in peers.before}
+        inbox = {source: memory(f"from {source}", own) for source in peers.before if source in healthy}
         peers.receive(inbox)
         for to in peers.after:  # one travels while the next is encoded
-            message = memory(f"to {to}", chunks[to])
-            message[:head].view(torch.float64).copy_(facts)
-            if facts_F[0] == 1:
-                self._pack(chunks[to], message[head:])
+            if peers.rank in healthy:
+                message = memory(f"to {to}", chunks[to])
+                self._pack(chunks[to], message)
+                peers.send(to, message)
             elif (owed := chunks[to].owed) is not None:
                 owed.zero_()
-            peers.send(to, message)
         peers.wait()
 
-        rows = {peers.rank: facts} | {source: message[:head].view(torch.float64) for source, message in inbox.items()}
-        rows_NxF = torch.stack([rows[rank] for rank in range(peers.n)]).cpu()
-        healthy = healthy_ranks(rows_NxF)
         if healthy:
-            answers = {source: memory(f"answer of {source}", chunks[source])[head:] for source in peers.before}
+            answers = {source: memory(f"answer of {source}", chunks[source]) for source in peers.before}
             peers.receive(answers)
-            answer = memory("answer", own)[head:]
-            self._reduce(own, [inbox[rank][head:] if rank in inbox else None for rank in healthy], answer)
+            answer = memory("answer", own)
+            self._reduce(own, [inbox.get(rank) for rank in healthy], answer)
             for to in peers.after:
                 peers.send(to, answer)
             peers.wait()
             for source, message in answers.items():
                 self._unpack(message, chunks[source])
-        return Received(rows_NxF, peers.n_bytes)
+        return Received(rows_NxF, told.n_bytes + peers.n_bytes)
 
     def _chunks(self, numbers_P: Tensor, exact: int, channel: str, n: int) -> list[Chunk]:
         n_encoded = len(numbers_P) - exact

@@ -24,6 +24,7 @@ from ticks.strategy.launch import WorkerLauncher
 from ticks.strategy.ledger import Ledger
 from ticks.strategy.parent import end_with_parent
 from ticks.strategy.shutdown import Heartbeat, Stopped, leave, quieten
+from ticks.strategy.wire import out_of_step
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,8 @@ class WorkerStrategy(DDPStrategy):
         self.is_training = False  # a stop is agreed between steps, and takes the time it takes
         self._heartbeat: Heartbeat | None = None
         self._fit_name = ""
+        self._meetings = 0  # of this fit
+        self._met_after: int | None = None  # the step at the end of an epoch
         self._all_failed: bool | None = None  # once this fit, validate or test has failed
         self._worker_state: dict[str, Any] | None = None
         self._random_before_validation: dict[str, Any] | None = None
@@ -128,7 +131,7 @@ class WorkerStrategy(DDPStrategy):
         self._compare_fingerprints()
         self._refuse_what_talks(trainer)
         quieten(trainer, self)
-        self._all_failed = None
+        self._meetings, self._met_after, self._all_failed = 0, None, None
         if self.world_size > 1:
             for callback in trainer.checkpoint_callbacks:
                 files.follow_worker_0(callback, self.all_failed)
@@ -148,6 +151,7 @@ class WorkerStrategy(DDPStrategy):
 
     def _gather(self, thing: Any) -> list[Any]:
         """Every worker's `thing`, by rank."""
+        self._meet_after_an_epoch()
         things: list[Any] = [None] * self.world_size
         dist.all_gather_object(things, thing)
         return things
@@ -172,6 +176,7 @@ class WorkerStrategy(DDPStrategy):
 
     def on_train_start(self) -> None:
         super().on_train_start()
+        self.is_training = True
         if self._worker_state is not None:
             files.set_random_state(self._worker_state["random"], self.root_device)
             self._worker_state = None
@@ -185,7 +190,6 @@ class WorkerStrategy(DDPStrategy):
             abort=self._abort,
         )
         self._heartbeat.start()
-        self.is_training = True
 
     def on_train_end(self) -> None:
         super().on_train_end()
@@ -210,6 +214,71 @@ class WorkerStrategy(DDPStrategy):
             self._launcher.kill_all()
         leave(message)
         raise AssertionError("unreachable")
+
+    # ---- meeting outside of ticks --------------------------------------------------------------------------------
+
+    def meet(self, what: str) -> None:
+        """All workers are at this point of training, after the same step; OutOfStep if they are elsewhere.
+
+        Through the store: here (DDP) a worker may wait for this one in torch's own code. Who is not there within
+        `hang_seconds` is told by RuntimeError.
+        """
+        if self.world_size == 1:
+            return
+        self._meetings += 1
+        store: Any = dist.PrefixStore(
+            f"ticks/meet/{self._fit_name}/{self._meetings}", dist.distributed_c10d._get_default_store()
+        )
+        ranks = [str(rank) for rank in range(self.world_size)]
+        store.set(str(self.global_rank), f"{what} after step {self.step}")
+        try:
+            store.wait(ranks, timedelta(seconds=self.hang_seconds))
+        except RuntimeError:
+            missing = {rank: "elsewhere" for rank in range(self.world_size) if not store.check([str(rank)])}
+            told = {self.global_rank: f"{what} after step {self.step}{self._note()}, for {self.hang_seconds:g} s"}
+            raise RuntimeError(str(out_of_step(told | missing))) from None
+        meanings = {rank: store.get(str(rank)).decode() for rank in range(self.world_size)}
+        if len(set(meanings.values())) > 1:
+            raise out_of_step(meanings)
+
+    def _note(self) -> str:
+        trainer = self.lightning_module.trainer if self.lightning_module is not None else None
+        return ", where its data ended" if trainer is not None and trainer.is_last_batch else ""
+
+    def _meet_after_an_epoch(self) -> None:
+        """Before the first word that is said between two epochs, or after the last: another worker's data may end
+        elsewhere. Epochs of any length do where nothing is said there, for ticks count steps."""
+        if not self.is_training or self.world_size == 1 or self.lightning_module is None:
+            return
+        epochs: Any = self.lightning_module.trainer.fit_loop.epoch_progress.current
+        if epochs.ready and epochs.processed == epochs.ready and self._met_after != self.step:
+            self._met_after = self.step
+            self.meet("the end of an epoch")
+
+    def reduce(self, tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        self._meet_after_an_epoch()
+        return super().reduce(tensor, *args, **kwargs)
+
+    def all_gather(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self._meet_after_an_epoch()
+        return super().all_gather(*args, **kwargs)
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        self._meet_after_an_epoch()
+        return super().broadcast(obj, src)
+
+    def barrier(self, *args: Any, **kwargs: Any) -> None:
+        self._meet_after_an_epoch()
+        super().barrier(*args, **kwargs)
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        if self.is_training:
+            self.meet("a checkpoint")
+        return self.agreed_state()
+
+    def agreed_state(self) -> dict[str, Any]:
+        """The module's state for a checkpoint; all workers call this at once."""
+        return super().lightning_module_state_dict()
 
     # ---- steps ---------------------------------------------------------------------------------------------------
 
@@ -242,7 +311,11 @@ class WorkerStrategy(DDPStrategy):
 
     @contextmanager
     def unmoved_random_state(self) -> Iterator[None]:
-        """Give the random generators back as they were: measuring (a loader's seed alone) must not change training."""
+        """Give the random generators back as they were: measuring (a loader's seed alone) must not change training.
+
+        Validation starts here: all workers are there.
+        """
+        self.meet("a validation")
         self._random_before_validation = files.random_state(self.root_device)
         yield
         files.set_random_state(self._random_before_validation, self.root_device)
