@@ -165,6 +165,8 @@ def test_a_seed_of_zero_is_respected() -> None:
         (["callbacks.checkpoint=off"], "callbacks.checkpoint=off must be a class to build"),
         (["model.dropout=nan"], "model.dropout=nan must be a number"),
         (["task.betas=[0.9,nan]"], "task.betas[1]=nan must be a number"),
+        (["~trainer.devices"], "trainer.devices is missing: give it a value, or null"),
+        (["~seed"], "seed is missing"),
         (["+callbacks.stop._targt_=a.B"], "did you mean '_target_' instead of '_targt_'?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -263,7 +265,10 @@ def test_a_callback_or_logger_without_target_is_an_error_and_not_dropped(group: 
         ("model.norm=layer_norm", "model.norm=layer_norm must be "),
         ("strategy.clock.interval=1.5", "strategy.clock.interval=1.5 must be int"),
         ("model.norm._partial_=null", "model.norm._partial_=None must be true or false"),
-        ("~strategy.optimizer_state._target_", "strategy.optimizer_state={} must be ticks.strategy.optimizer_state.Opt"),
+        (
+            "~strategy.optimizer_state._target_",
+            "strategy.optimizer_state={} must be ticks.strategy.optimizer_state.Opt",
+        ),
         ("~model.norm._target_", "must be collections.abc.Callable"),
     ],
 )
