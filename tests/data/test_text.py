@@ -176,3 +176,15 @@ def test_a_run_is_not_resumed_with_another_text(tmp_path: Path) -> None:
     text.write_text(content)  # another file by its date, the same text
     code, output = run_command(tmp_path, run, "trainer.max_steps=6")
     assert code == 0, output
+
+
+def test_a_text_that_is_gone_once_training_has_begun_is_not_missed(tmp_path: Path) -> None:
+    text = tmp_path / "book.txt"
+    text.write_text("\n".join(PARAGRAPHS))
+    data = TextFiles(path=str(text), block_size=16, global_batch_size=4)
+    data.prepare_data()
+    data.setup("fit")
+    text.unlink()
+    data.prepare_data()
+    data.setup("test")
+    assert data.corpus is not None

@@ -65,7 +65,8 @@ class ByteData(LightningDataModule):
         """Prepare the corpus, or find it in the cache."""
 
     def prepare_data(self) -> None:
-        self.check(self.load())
+        if self.corpus is None:  # later stages of a run need the text no more
+            self.check(self.load())
 
     def setup(self, stage: str | None = None) -> None:
         if self.corpus is None:

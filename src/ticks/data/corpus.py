@@ -54,19 +54,31 @@ def prepare(documents: Iterable[bytes], *, identity: str) -> Corpus:
     """
     key = hashlib.sha256(f"{FORMAT}:{identity}".encode()).hexdigest()[:16]
     directory = cache_root() / key
-    if not (directory / "corpus.json").exists():
+    if not _is_whole(directory):
         directory.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f"{key}-", dir=directory.parent))
         try:
             _write(documents, scratch, final=directory)
+            if directory.exists() and not _is_whole(directory):  # whoever has it open goes on with what it has
+                os.rename(directory, scratch.with_name(f"{scratch.name}-damaged"))
             os.rename(scratch, directory)
         except OSError:
-            if not (directory / "corpus.json").exists():
+            if not _is_whole(directory):
                 raise
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            for leftover in (scratch, scratch.with_name(f"{scratch.name}-damaged")):
+                shutil.rmtree(leftover, ignore_errors=True)
     about = json.loads((directory / "corpus.json").read_text())
     return Corpus(**(about | {"directory": str(directory)}))  # wherever the cache lies now
+
+
+def _is_whole(directory: Path) -> bool:
+    """Whether a prepared corpus lies there with every byte it had when it was written."""
+    try:
+        n_bytes = json.loads((directory / "corpus.json").read_text())["n_bytes"]
+        return all((directory / f"{split}.bin").stat().st_size == n_bytes[split] for split in SPLITS)
+    except (OSError, ValueError, LookupError):
+        return False
 
 
 def _write(documents: Iterable[bytes], scratch: Path, *, final: Path) -> None:
