@@ -177,6 +177,8 @@ def test_a_seed_of_zero_is_respected() -> None:
         (["callbacks.checkpoint=off"], "callbacks.checkpoint=off must be a class to build"),
         (["model.dropout=nan"], "model.dropout=nan must be a number"),
         (["task.betas=[0.9,nan]"], "task.betas[1]=nan must be a number"),
+        (["~trainer.devices"], "trainer.devices is missing: give it a value, or null"),
+        (["~seed"], "seed is missing"),
         (["+callbacks.stop._targt_=a.B"], "did you mean '_target_' instead of '_targt_'?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

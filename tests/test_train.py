@@ -337,3 +337,40 @@ def test_traffic_goes_on_counting_when_the_number_of_workers_changes(
     before, after = summary_of(two_workers[0]), summary_of(tmp_path / "run")
     assert after["bytes_sent_per_worker"] == before["bytes_sent_per_worker"]
     assert after["ticks"] > before["ticks"]
+
+
+def test_a_model_whose_final_loss_is_not_finite_has_failed(tmp_path: Path) -> None:
+    """Its parameters are finite, only far too large: no tick notices."""
+    code, output = run_command(tmp_path, *FAST, "strategy=ddp", "task.lr=1000000", "trainer.max_steps=4",
+                               "trainer.val_check_interval=2")  # fmt: skip
+    assert code == 1, output
+    assert "Traceback" not in output
+    assert [line for line in output.splitlines() if line.startswith("error: val/loss is nan after step 4: lower")]
+    assert summary_of(only_run(tmp_path))["status"] == "failed"
+
+
+def test_checkpoints_from_before_a_value_was_changed_are_still_the_runs_own(tmp_path: Path) -> None:
+    short = ("test=false", "sample_bytes=0", "trainer.max_steps=4", "trainer.val_check_interval=2")
+    code, output = run_command(tmp_path, *FAST, *short)
+    assert code == 0, output
+    run = only_run(tmp_path)
+    code, output = run_command(tmp_path, f"resume={run.relative_to(tmp_path)}", "trainer.max_steps=6")
+    assert code == 0, output
+    for file in (run / "checkpoints").glob("*.ckpt"):
+        if file.name != "step-00000004.ckpt":  # the first part of the run wrote this one
+            file.unlink()
+    code, output = run_command(tmp_path, f"resume={run.relative_to(tmp_path)}")
+    assert code == 0, output
+    assert "from logs/runs" in output.replace(str(tmp_path), "")
+    assert "step-00000004.ckpt" in output
+    assert "warning" not in output
+    code, other = run_command(tmp_path, *FAST, *short, "seed=7", "name=other")
+    assert code == 0, other
+    (another,) = (r for r in run.parent.iterdir() if r != run)
+    shutil.copy(another / "checkpoints" / "final.ckpt", run / "checkpoints" / "final.ckpt")
+    shutil.copytree(
+        another / "checkpoints" / "final.workers", run / "checkpoints" / "final.workers", dirs_exist_ok=True
+    )
+    code, output = run_command(tmp_path, f"resume={run.relative_to(tmp_path)}")
+    assert code == 0, output
+    assert "final.ckpt cannot be used (another run wrote it); using the one before it" in output

@@ -28,6 +28,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+NEEDED = ("name", "seed", "resume", "test", "sample_bytes", "run_dir", "trainer.accelerator", "trainer.devices",
+          "trainer.val_check_interval")  # fmt: skip
 TOP_LEVEL = {
     "name", "seed", "resume", "test", "sample_bytes", "sample_prompt", "run_dir", "data", "model", "task", "strategy",
     "trainer", "callbacks", "logger",
@@ -184,7 +186,11 @@ def check_keys(config: DictConfig, base: DictConfig, added: Iterable[str] = ()) 
 
 
 def check_values(config: DictConfig) -> None:
-    """ConfigError for a value of the top level that no run can have."""
+    """ConfigError for a value of the top level that no run can have, or one that is missing."""
+    for key in NEEDED:
+        group, _, name = key.rpartition(".")
+        if name not in ((config.get(group) or {}) if group else config):
+            raise ConfigError(f"{key} is missing: give it a value, or null, instead of leaving it out")
     for key, least, most in (("seed", 0, 2**32 - 1), ("sample_bytes", 0, 10**6)):
         value = config.get(key)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:

@@ -6,6 +6,7 @@ process starts run `python -m ticks.train JOBFILE`; under torchrun each makes th
 """
 
 import json
+import math
 import os
 import signal
 import sys
@@ -371,6 +372,7 @@ class _Run:
         last = self.record.last_val
         if last is None or last[0] != trainer.global_step:
             trainer.validate(task, datamodule=data, verbose=False)
+        self._refuse_a_lost_model()
         tests = _first(trainer.test(task, datamodule=data, verbose=False)) if self.config.test else {}
         sample = self._sample()
         if not self.is_zero:
@@ -389,6 +391,15 @@ class _Run:
             sample=sample,
         )
         return summary
+
+    def _refuse_a_lost_model(self) -> None:
+        """NonFiniteLoss, on every worker, if what was trained cannot be measured: a tick sees parameters only."""
+        from ticks.strategy.strategy import NonFiniteLoss
+
+        step, metrics = self.record.last_val or (0, {})
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise NonFiniteLoss(f"{name} is {value} after step {step}: lower the learning rate or clip gradients")
 
     def save_config(self) -> None:
         """config.yaml: all that `resume` and `ticks eval` need."""

@@ -184,3 +184,13 @@ def test_floors_are_those_of_the_formula(tmp_path: Path) -> None:
 def test_without_a_validation_split_there_are_no_floors() -> None:
     only_train = [d for d in articles(30) if split_of(d) == "train"]
     assert prepare(only_train, identity="a").floors == {}
+
+
+@pytest.mark.parametrize("file", ["train.bin", "val.bin", "corpus.json"])
+def test_a_corpus_cut_short_in_the_cache_is_prepared_again(file: str) -> None:
+    documents = articles(300)
+    whole = contents(prepare(documents, identity="a"))
+    damaged = cache_root() / next(cache_root().iterdir()).name / file
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+    assert contents(prepare(documents, identity="a")) == whole
+    assert len(list(cache_root().iterdir())) == 1

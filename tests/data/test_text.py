@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import only_run, run_command
 from ticks.data import TextFiles
 from ticks.data.corpus import SPLITS
 from ticks.data.text import documents
@@ -261,3 +262,33 @@ def test_settings_of_every_source_are_taken(tmp_path: Path) -> None:
     assert text(file, seed=7).seed == 7
     with pytest.raises(TypeError, match="blok_size"):
         text(file, blok_size=7)
+
+
+def test_a_run_is_not_resumed_with_another_text(tmp_path: Path) -> None:
+    text = tmp_path / "book.txt"
+    content = "".join(f"Sentence {i} of a book.\n\n" for i in range(3000))
+    text.write_text(content)
+    code, output = run_command(tmp_path, "debug=fast", "data=text", "data.path=book.txt", "test=false",
+                               "sample_bytes=0", "trainer.max_steps=4", "trainer.val_check_interval=2")  # fmt: skip
+    assert code == 0, output
+    run = f"resume={only_run(tmp_path).relative_to(tmp_path)}"
+    text.write_text(content[:-3000])
+    code, output = run_command(tmp_path, run, "trainer.max_steps=6")
+    assert code == 2, output
+    assert "error: data: the text is not the one that this run has learnt from" in output
+    assert "Traceback" not in output
+    text.write_text(content)  # another file by its date, the same text
+    code, output = run_command(tmp_path, run, "trainer.max_steps=6")
+    assert code == 0, output
+
+
+def test_a_text_that_is_gone_once_training_has_begun_is_not_missed(tmp_path: Path) -> None:
+    text = tmp_path / "book.txt"
+    text.write_text("\n".join(PARAGRAPHS))
+    data = TextFiles(path=str(text), block_size=16, global_batch_size=4)
+    data.prepare_data()
+    data.setup("fit")
+    text.unlink()
+    data.prepare_data()
+    data.setup("test")
+    assert data.corpus is not None

@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
@@ -73,7 +74,9 @@ def main(arguments: list[str]) -> int:
     outcomes: list[Outcome] = []
     with _work_directory(chosen.work) as root, _progress() as progress:
         task = progress.add_task("", total=len(chosen.planned), held=0)
-        for outcome in results(chosen.planned, root, jobs=chosen.jobs, show=chosen.trial is not None):
+        for outcome in _until_interrupted(
+            results(chosen.planned, root, jobs=chosen.jobs, show=chosen.trial is not None)
+        ):
             outcomes.append(outcome)
             progress.update(task, advance=1, held=sum(o.held for o in outcomes))
             if not outcome.held:
@@ -81,7 +84,16 @@ def main(arguments: list[str]) -> int:
             if chosen.out:  # as far as it is: an hour is long
                 chosen.out.write_text(markdown(outcomes, command))
     print(markdown(outcomes, command), end="")
-    return 0 if all(o.held for o in outcomes) else 1
+    complete = len(outcomes) == len(chosen.planned)
+    return 0 if complete and all(o.held for o in outcomes) else 1
+
+
+def _until_interrupted(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+    """What has been measured counts, however it ends."""
+    try:
+        yield from outcomes
+    except (KeyboardInterrupt, BrokenProcessPool):
+        console.print("interrupted: the table holds what was measured until then")
 
 
 @contextmanager
@@ -126,7 +138,10 @@ def results(planned: Iterable[Trial], root: Path, *, jobs: int, show: bool = Fal
 def _one(planned: Trial, root: Path, show: bool) -> Outcome:
     from tests.faults.trials import run_trial
 
-    return run_trial(planned, root, show=show)
+    try:
+        return run_trial(planned, root, show=show)
+    except KeyboardInterrupt:  # its run has been ended; the pool would go on with the next trial
+        os._exit(130)
 
 
 if __name__ == "__main__":

@@ -76,10 +76,9 @@ class Kept:
                     (directory / "text.txt").write_bytes(self.text())
                 arguments = [str(workers)] if system == "lightning" else self.arguments(preset, workers, text=text)
                 start = "real" if system == "lightning" else "forked"
-                run = Run(directory, arguments, env=self.env, system=system, start=start)
-                if not run.wait(300, gone=False) or run.code:
-                    run.clear()
-                    raise RuntimeError(f"the uninterrupted run of {name} failed ({run.code}):\n{run.output}")
+                with Run(directory, arguments, env=self.env, system=system, start=start) as run:
+                    if not run.wait(300, gone=False) or run.code:
+                        raise RuntimeError(f"the uninterrupted run of {name} failed ({run.code}):\n{run.output}")
                 (directory / "about.json").write_text(json.dumps({"seconds": run.seconds}))
         about = json.loads((self.root / name / "about.json").read_text())
         return final_checkpoint(self.root / name), about["seconds"]
@@ -92,9 +91,8 @@ class Kept:
                 lengths = {}
                 for start in ("forked", "real"):
                     short = [*self.arguments("ticks", 1), "trainer.max_steps=2", "test=false", "sample_bytes=0"]
-                    run = Run(directory / start, short, env=self.env, start=start)
-                    if not run.wait(120, gone=False):
-                        run.clear()
+                    with Run(directory / start, short, env=self.env, start=start) as run:
+                        run.wait(120, gone=False)
                     lengths[start] = run.seconds
                 about = {"seconds": max(0.0, lengths["real"] - lengths["forked"])}
                 (directory / "about.json").write_text(json.dumps(about))
@@ -110,12 +108,12 @@ class Kept:
                     directory.mkdir()
                     if text:
                         (directory / "text.txt").write_bytes(self.text())
-                    run = Run(directory, self.arguments(preset, workers, text=text), env=self.env)
-                    while len(list(directory.glob("logs/runs/*/checkpoints/step-*.ckpt"))) < 2 and run.poll() is None:
-                        time.sleep(0.005)
-                    run.send(signal.SIGTERM, [run.pid])
-                    in_time = run.wait(60)
-                    run.clear()
+                    with Run(directory, self.arguments(preset, workers, text=text), env=self.env) as run:
+                        steps = "logs/runs/*/checkpoints/step-*.ckpt"
+                        while len(list(directory.glob(steps))) < 2 and run.poll() is None:
+                            time.sleep(0.005)
+                        run.send(signal.SIGTERM, [run.pid])
+                        in_time = run.wait(60)
                     if in_time and run.code == 128 + signal.SIGTERM:
                         break
                 else:

@@ -222,6 +222,12 @@ class Run:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signum)
 
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
     def clear(self) -> list[str]:
         """Kill whatever is left of the run, and say what it was."""
         left: list[str] = []

@@ -154,10 +154,10 @@ def _text_during(trial: Trial, directory: Path, kept: Kept, outcome: Outcome) ->
 
 def _text_between(trial: Trial, directory: Path, kept: Kept, outcome: Outcome) -> None:
     """Resumed with another text or none, a run refuses; with its own again it ends as if nothing had been."""
-    shutil.copytree(kept.stopped(trial.preset, trial.workers, text=True), directory)
     if trial.fault == "cache shrunk":
         _damage_cache(trial, directory, kept, outcome)
         return
+    shutil.copytree(kept.stopped(trial.preset, trial.workers, text=True), directory)
     text = directory / "text.txt"
     content, times = text.read_bytes(), text.stat()
     _take(text, trial)
@@ -189,11 +189,12 @@ def _take(text: Path, trial: Trial) -> None:
 
 def _damage_cache(trial: Trial, directory: Path, kept: Kept, outcome: Outcome) -> None:
     """What was prepared from the text is cut short: it is noticed, or prepared again."""
+    shutil.copytree(kept.stopped(trial.preset, trial.workers), directory)
     cache = directory / "cache"
     shutil.copytree(kept.root / "cache", cache)
     for file in cache.glob("*/train.bin"):
         os.truncate(file, int(file.stat().st_size * trial.draw().uniform(0.1, 0.9)))
     own = Kept(kept.root)
     own.env = kept.env | {"TICKS_CACHE": str(cache)}
-    output = signals.resume(trial, directory, own, outcome, text=True)
+    output = signals.resume(trial, directory, own, outcome)
     outcome.expect("Traceback" not in output, f"a stack trace ({last_line(output)})")

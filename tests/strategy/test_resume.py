@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,11 +11,13 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
+from torch.optim import SGD
 
 from tests.conftest import WorkerError, run_workers
 from tests.faults.damage import plant
+from tests.faults.kept import difference
 from tests.strategy.toys import Snapshots, Toy, flat, trainer_for
-from ticks.strategy import DDP, Gradients, Parameters, TickStrategy
+from ticks.strategy import DDP, Gradients, Outer, Parameters, TickStrategy
 from ticks.strategy import workers as workers_module
 from ticks.strategy.checkpoint import damage, newest_usable, worker_file, workers_directory
 
@@ -388,3 +391,21 @@ def test_a_checkpoint_that_another_run_wrote_is_not_taken_for_this_runs(two_chec
     del checkpoint["ticks"]["fingerprint"]  # as they were written once
     torch.save(checkpoint, directory / "step=6.ckpt")
     assert newest_usable(directory, ["mine"])[0] == directory / "step=6.ckpt"
+
+
+@pytest.mark.parametrize("name", ["gradients", "outer"])
+def test_resuming_a_run_that_has_reached_its_end_saves_the_same_again(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after its last checkpoint, say: training never begins, and nothing that workers remember is lost."""
+    monkeypatch.setitem(STRATEGIES, "outer", lambda: TickStrategy(interval=5, sync=Outer(partial(SGD, momentum=0.9))))
+
+    def job(resume: str | None, end: str) -> None:
+        pl.seed_everything(0, verbose=False)
+        trainer = trainer_for(STRATEGIES[name](), 2, steps=6)
+        trainer.fit(Toy(dropout=0.3), ckpt_path=resume)
+        trainer.save_checkpoint(tmp_path / end)
+
+    run_workers(2, job, None, "end.ckpt")
+    run_workers(2, job, str(tmp_path / "end.ckpt"), "again.ckpt")
+    assert difference(tmp_path / "again.ckpt", tmp_path / "end.ckpt") is None

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
@@ -64,11 +65,30 @@ class ByteData(LightningDataModule):
         """Prepare the corpus, or find it in the cache."""
 
     def prepare_data(self) -> None:
-        self.check(self.load())
+        if self.corpus is None:  # later stages of a run need the text no more
+            self.check(self.load())
 
     def setup(self, stage: str | None = None) -> None:
         if self.corpus is None:
             self.corpus = self.load()
+
+    def state_dict(self) -> dict[str, Any]:
+        """By what a resumed run knows its text again, wherever it lies now."""
+        return {"text": self._identity()} if self.corpus is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """MisconfigurationException if training would go on with another text. Checkpoints once said nothing of it."""
+        wanted, training = state_dict.get("text"), self.trainer is not None and self.trainer.state.fn == "fit"
+        if training and wanted and self.corpus is not None and wanted != self._identity():
+            then, now = sum(wanted["n_bytes"].values()), sum(self.corpus.n_bytes.values())
+            raise MisconfigurationException(
+                f"data: the text is not the one that this run has learnt from ({now:,} bytes, it had {then:,}): give it"
+                " back, or start a new run"
+            )
+
+    def _identity(self) -> dict[str, Any]:
+        assert self.corpus is not None
+        return {name: dict(getattr(self.corpus, name)) for name in ("documents", "n_bytes", "floors")}
 
     def check(self, corpus: Corpus) -> None:
         """ValueError if a split is too small for one window."""

@@ -57,14 +57,14 @@ def prepare(documents: Iterable[bytes], *, identity: str) -> Corpus:
     """
     key = hashlib.sha256(f"{FORMAT}:{identity}".encode()).hexdigest()[:16]
     directory = cache_root() / key
-    if not (directory / "corpus.json").exists():
+    if not _is_whole(directory):
         unread: list[OSError] = []
         try:
             _write_whole(_noting(documents, unread), directory)
         except OSError as error:
             if error in unread:
                 raise
-            if not (directory / "corpus.json").exists():
+            if not _is_whole(directory):
                 raise OSError(
                     f"the cache of prepared text cannot be written to {directory.parent} ({error.strerror or error}):"
                     " set the environment variable TICKS_CACHE to a directory that can, with room for all the text"
@@ -85,11 +85,24 @@ def _noting(documents: Iterable[bytes], unread: list[OSError]) -> Iterator[bytes
 def _write_whole(documents: Iterable[bytes], directory: Path) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f"{directory.name}-", dir=directory.parent))
+    damaged = scratch.with_name(f"{scratch.name}-damaged")
     try:
         _write(documents, scratch, final=directory)
+        if directory.exists() and not _is_whole(directory):  # whoever has it open goes on with what it has
+            os.rename(directory, damaged)
         os.rename(scratch, directory)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        for leftover in (scratch, damaged):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _is_whole(directory: Path) -> bool:
+    """Whether a prepared corpus lies there with every byte it had when it was written."""
+    try:
+        n_bytes = json.loads((directory / "corpus.json").read_text())["n_bytes"]
+        return all((directory / f"{split}.bin").stat().st_size == n_bytes[split] for split in SPLITS)
+    except (OSError, ValueError, LookupError):
+        return False
 
 
 def _write(documents: Iterable[bytes], scratch: Path, *, final: Path) -> None:

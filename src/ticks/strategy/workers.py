@@ -363,7 +363,8 @@ class WorkerStrategy(DDPStrategy):
         token, filepath = self.broadcast((uuid4().hex[:12], str(filepath)))
         about = {"token": token, "world_size": self.world_size, "step": self.step, "fingerprint": self.fingerprint}
         checkpoint[files.KEY] = about | {"ledger": self.ledger.state_dict()}
-        self._together(lambda: files.save_worker(filepath, token, self.global_rank, self.worker_state()), filepath)
+        state = self._worker_state or self.worker_state()  # resumed at its end, training never began: still as it was
+        self._together(lambda: files.save_worker(filepath, token, self.global_rank, state), filepath)
         self._together(
             lambda: super(WorkerStrategy, self).save_checkpoint(checkpoint, filepath, storage_options), filepath
         )
