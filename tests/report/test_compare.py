@@ -1,5 +1,6 @@
 """Runs side by side: the table, the figure, and one clear message where there is nothing to show."""
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from ticks.config import ConfigError
 from ticks.report import summary
 from ticks.report.compare import figure, load_runs, show_runs
-from ticks.report.record import MetricsFile
+from ticks.report.metrics import MetricsFile
 
 FINISHED = {
     "status": "finished", "strategy": "ticks", "interval": 8, "sync": "gradients", "wire": "fp32", "norm": "rms_norm",
@@ -75,13 +76,74 @@ def test_the_table_has_a_line_for_every_run(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     run(tmp_path / "good")
-    run(tmp_path / "broken", status="failed", val_bits_per_byte=None, bytes_sent_per_worker=None, steps_per_second=None)
+    run(
+        tmp_path / "broken",
+        norm="none",
+        adapter="rms_norm",
+        world_size=2,
+        strategy="ddp",
+        status="failed",
+        val_bits_per_byte=None,
+        bytes_sent_per_worker=None,
+        steps_per_second=None,
+    )
     show_runs(load_runs([tmp_path / "good", tmp_path / "broken"]))
     good, broken = (line.split() for line in capsys.readouterr().out.splitlines() if "rms_norm" in line)
-    assert [cell for cell in good if cell not in "│┃|"] == (
-        ["good", "gradients,", "interval", "8", "rms_norm", "none", "4", "640", "2.345", "12.3", "MB", "7.50"]
-    )
+    assert good == [
+        "good",
+        "gradients,",
+        "interval",
+        "8",
+        "rms_norm",
+        "none",
+        "4",
+        "640",
+        "2.345",
+        "12.3",
+        "MB",
+        "7.50",
+    ]
     assert "(failed)" in broken
+
+
+def three_runs(folder: Path) -> list[Path]:
+    """Runs with names, strategies and norms as long as real ones."""
+    return [
+        run(folder / "2026-11-25_22-16-30_intervals"),
+        run(folder / "2026-11-25_22-16-31_intervals", strategy="diloco", sync="diloco", norm="layer_norm", wire="int4",
+            clock="500, then as the learning rate decays"),
+        run(folder / "2026-11-25_22-16-32_intervals", strategy="ddp", status="failed", val_bits_per_byte=None,
+            bytes_sent_per_worker=123_456_789_012),
+    ]  # fmt: skip
+
+
+def test_at_80_columns_nothing_is_cut(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(tmp_path)
+    show_runs(load_runs(three_runs(Path("logs/runs"))))
+    out = capsys.readouterr().out
+    assert "…" not in out
+    lines = [line.split() for line in out.splitlines()]
+    assert ["2", "layer_norm", "640", "2.345", "12.3", "MB", "7.50"] in lines
+    assert ["3", "rms_norm", "640", "(failed)", "-", "123,456.8", "MB", "7.50"] in lines
+    names = [line for line in out.splitlines() if "logs/runs" in line]
+    assert names[1] == (
+        "  2  logs/runs/2026-11-25_22-16-31_intervals: diloco, interval 500, then as the learning rate decays, int4"
+    )
+    assert max(len(line) for line in out.splitlines() if line not in names) <= 80
+
+
+def test_what_is_the_same_for_all_runs_stands_once_above_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+    show_runs(load_runs([run(tmp_path / "a"), run(tmp_path / "b", norm="layer_norm")]))
+    out = capsys.readouterr().out
+    assert out.startswith("all runs: strategy gradients, interval 8; adapter none; workers 4; steps 640\n")
+    assert ["b", "layer_norm", "2.345", "12.3", "MB", "7.50"] in [line.split() for line in out.splitlines()]
+    assert out.count("gradients") == out.count("none") == 1
 
 
 def test_a_run_that_failed_before_its_first_row_is_listed_too(tmp_path: Path) -> None:
@@ -93,6 +155,46 @@ def test_a_run_that_failed_before_its_first_row_is_listed_too(tmp_path: Path) ->
 def test_a_directory_without_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no run in '.*nowhere': no summary\.json there or below it"):
         load_runs([tmp_path / "nowhere"])
+
+
+def test_what_is_no_run_is_left_out_with_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = run(tmp_path / "good", [8.0, 4.0])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("a file")
+    for name, content in (
+        ("cut", '{"status": '), ("foreign", '{"status": "ok", "version": 3}'), ("a-list", "[1]"), ("latin", "\xff"),
+        ("other", '{"status": "finished", "strategy": "x", "steps": "many"}'),
+    ):  # fmt: skip
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_bytes(content.encode("latin-1"))
+    runs = load_runs(sorted(tmp_path.iterdir()))
+    assert [found.directory for found in runs] == [good]
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: left out: ")
+    for name in ("empty", "notes.txt", "cut", "foreign", "a-list", "latin", "other"):
+        assert name in warning
+
+
+def test_a_run_whose_record_is_damaged_is_listed_and_said_not_to_be_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directories = [run(tmp_path / name, [8.0, 4.0, 3.0]) for name in ("whole", "binary", "without", "cut")]
+    (directories[1] / "metrics.csv").write_bytes(b"\xff\x00,,\n\xff")
+    (directories[2] / "metrics.csv").unlink()
+    cut = directories[3] / "metrics.csv"
+    cut.write_text("\n".join(cut.read_text().splitlines()[:-1])[:-1])  # the last evaluation, without its last digit
+    runs = load_runs(directories)
+    assert [len(found.rows) for found in runs] == [6, 0, 0, 4]
+    assert len(drawn(runs, tmp_path).axes[0].lines) == 1
+    shown = capsys.readouterr().err.splitlines()
+    assert ["metrics.csv cannot be read" in line for line in shown] == [True, False]
+    assert shown[1].endswith(f"not drawn: {', '.join(map(str, directories[1:]))}")
+
+
+def test_runs_are_compared_without_torch() -> None:
+    code = "import sys, ticks.cli, ticks.report.compare; print({'torch', 'lightning', 'wandb'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
 
 
 def test_no_directory_at_all_says_how_to_give_one() -> None:

@@ -1,15 +1,20 @@
 """Several runs side by side: a table of their summaries, a figure of validation loss against what was sent."""
 
+import csv
+import os
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from ticks.config import ConfigError, did_you_mean
 from ticks.report import summary
-from ticks.report.record import MetricsFile
+from ticks.report.metrics import MetricsFile
 from ticks.report.table import megabytes
 
 
@@ -32,53 +37,118 @@ class Run:
 
 
 def load_runs(directories: list[Path]) -> list[Run]:
-    """The runs in `directories`, or below them for a multirun's. ConfigError if there is none."""
-    runs = []
+    """The runs in `directories`, or below them for a multirun's. What is no run is left out with one warning.
+
+    ConfigError if there is none at all.
+    """
+    if not directories:
+        raise ConfigError("give run directories: ticks report logs/runs/* out=figure.png")
+    runs, skipped = [], []
     for directory in directories:
         found = sorted(directory.glob("**/summary.json"))
         if not found:
-            raise ConfigError(f"no run in '{directory}': no summary.json there or below it")
+            skipped.append(f"no run in '{directory}': no summary.json there or below it")
         for file in found:
             try:
-                about = summary.read(file.parent)
-            except ValueError as error:
-                raise ConfigError(f"{file} cannot be read: {error}") from None
-            runs.append(Run(file.parent, about, MetricsFile(file.parent / "metrics.csv").rows()))
+                runs.append(Run(file.parent, _summary(file), _rows(file.with_name("metrics.csv"))))
+            except (ValueError, OSError) as error:
+                skipped.append(f"{file} cannot be read: {error}")
     if not runs:
-        raise ConfigError("give run directories: ticks report logs/runs/* out=figure.png")
+        raise ConfigError("; ".join(skipped))
+    if skipped:
+        print(f"warning: left out: {'; '.join(skipped)}", file=sys.stderr, flush=True)
     return runs
 
 
+def _summary(file: Path) -> dict[str, Any]:
+    """A run's summary with every key. ValueError if it is damaged or another program's."""
+    about = summary.read(file.parent)
+    if not isinstance(about, dict) or not {"status", "strategy", "steps"} <= about.keys():
+        raise ValueError("no summary of a training run: it needs status, strategy and steps")
+    for key in ("steps", "world_size", "val_bits_per_byte", "bytes_sent_per_worker", "steps_per_second"):
+        if not isinstance(about.get(key), int | float | None):
+            raise ValueError(f"{key}={about[key]!r} must be a number or null")
+    return dict.fromkeys(summary.KEYS) | about
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    """The rows of a run's metrics.csv; none if it is not there or damaged: the table does without them."""
+    try:
+        return MetricsFile(file).rows()
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        print(f"warning: {file} cannot be read: {error}", file=sys.stderr, flush=True)
+        return []
+
+
 def show_runs(runs: list[Run]) -> None:
-    """Print one line per run."""
-    table = Table(title="Runs", title_justify="left")
-    for column in ("run", "strategy", "norm", "adapter"):
-        table.add_column(column)
-    for column in ("workers", "steps", "bits per byte", "sent per worker", "steps/s"):
-        table.add_column(column, justify="right")
-    for run in runs:
-        about = run.summary
-        bits = about["val_bits_per_byte"]
-        table.add_row(
-            run.directory.name,
-            run.label,
-            str(about["norm"]),
-            str(about["adapter"]),
-            str(about["world_size"]),
-            f"{about['steps']}" + ("" if about["status"] == "finished" else f" ({about['status']})"),
-            "-" if bits is None else f"{bits:.3f}",
-            megabytes(about["bytes_sent_per_worker"]),
-            f"{about['steps_per_second'] or 0:.2f}",
-        )
+    """Print one line per run. What is the same for all of several runs stands once, above the table; on a narrow
+    terminal the table numbers the runs, and their names and strategies stand below it."""
     console = Console(highlight=False)
-    console.width = console.width if console.is_terminal else 140
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 140
+    columns = {name: [str(show(run)) for run in runs] for name, show in COLUMNS.items()}
+    shared = [name for name, cells in columns.items() if name in SETTINGS and len(runs) > 1 and len(set(cells)) == 1]
+    if shared:
+        console.print("all runs: " + "; ".join(f"{name} {columns.pop(name)[0]}" for name in shared))
+    names = [str(run.directory) for run in runs]
+    width = sum(2 + max(map(len, [*title.split("\n"), *cells])) for title, cells in columns.items())
+    first = [run.directory.name for run in runs]
+    if narrow := width + 2 + max(map(len, first)) > console.width:
+        first = [str(number) for number in range(1, len(runs) + 1)]
+        names = [": ".join(parts) for parts in zip(names, columns.pop("strategy", []), strict=False)] or names
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("run", no_wrap=True)
+    for title in columns:
+        table.add_column(title, justify="left" if title in ("strategy", "norm", "adapter") else "right", no_wrap=True)
+    for cells in zip(first, *columns.values(), strict=True):
+        table.add_row(*cells)
     console.print(table)
+    for number, name in zip(first, names, strict=True) if narrow else ():
+        console.print(f"{number:>3}  {name}", soft_wrap=True)
+
+
+def _steps(run: Run) -> str:
+    status = run.summary["status"]
+    return f"{run.summary['steps']}" + ("" if status == "finished" else f" ({status})")
+
+
+def _figure(key: str, digits: int) -> Callable[[Run], str]:
+    def show(run: Run) -> str:
+        value = run.summary[key]
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    return show
+
+
+SETTINGS = ("strategy", "norm", "adapter", "workers", "steps")
+COLUMNS: dict[str, Callable[[Run], Any]] = {
+    "strategy": lambda run: run.label,
+    "norm": lambda run: run.summary["norm"],
+    "adapter": lambda run: run.summary["adapter"],
+    "workers": lambda run: run.summary["world_size"],
+    "steps": _steps,
+    "bits per\nbyte": _figure("val_bits_per_byte", 3),
+    "sent per\nworker": lambda run: megabytes(run.summary["bytes_sent_per_worker"]),
+    "steps/s": _figure("steps_per_second", 2),
+}
 
 
 def distinct_labels(runs: list[Run]) -> list[str]:
     """Each run's strategy, and whatever else of norm, adapter, workers and seed is not the same for all."""
     keys = [key for key in ("norm", "adapter", "world_size", "seed") if len({str(r.summary[key]) for r in runs}) > 1]
     return [", ".join([run.label, *(f"{key} {run.summary[key]}" for key in keys)]) for run in runs]
+
+
+def _evaluations(run: Run) -> list[tuple[int, float, float]]:
+    """Step, MB sent and validation bits per byte of each evaluation during training; none from a damaged file."""
+    try:
+        return [
+            (int(row["step"]), float(row["bytes_sent"]) / 1e6, float(row["val/bits_per_byte"]))
+            for row in run.rows
+            if row.get("val/bits_per_byte") and row["step"] != "0"
+        ]
+    except (ValueError, TypeError, KeyError):
+        return []
 
 
 def figure(runs: list[Run], out: Path) -> None:
@@ -98,25 +168,23 @@ def figure(runs: list[Run], out: Path) -> None:
     if (suffix := out.suffix[1:]) not in (known := fig.canvas.get_supported_filetypes()):
         plt.close(fig)
         raise ConfigError(f"out={out}: '{suffix}' is no picture format{did_you_mean(suffix, known)}")
-    drawn = False
+    left_out = []
     for run, label in zip(runs, labels, strict=True):
-        points = [
-            (int(row["step"]), float(row["bytes_sent"]) / 1e6, float(row["val/bits_per_byte"]))
-            for row in run.rows
-            if row.get("val/bits_per_byte") and row["step"] != "0"
-        ]
+        points = _evaluations(run)
         if len(points) < 2:
+            left_out.append(str(run.directory))
             continue
-        drawn = True
         steps, sent, bits = zip(*points, strict=True)
         left.plot(sent, bits, marker="o", markersize=3.5, label=label)
         right.plot(steps, bits, marker="o", markersize=3.5, label=label)
-    if not drawn:
+    if len(left_out) == len(runs):
         plt.close(fig)
         raise ConfigError(
             "nothing to draw: no run has two evaluations during training"
             " (trainer.val_check_interval says after how many steps they come)"
         )
+    if left_out:
+        print(f"warning: fewer than two evaluations, not drawn: {', '.join(left_out)}", file=sys.stderr, flush=True)
     left.set_xscale("log")
     left.set_xlabel("MB sent per worker (log scale)")
     left.set_ylabel("validation bits per byte")

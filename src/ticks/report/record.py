@@ -1,55 +1,12 @@
-"""metrics.csv: every run's own record, whatever other logger it has.
+"""The callback that fills metrics.csv while a run trains."""
 
-Each row has `step` (optimizer steps done), `tokens`, `seconds` (training time, evaluation left out), `bytes_sent` (by
-this worker so far) and some of: train/loss (worker 0's own), lr, val/..., tick/....
-"""
-
-import csv
 import time
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-FIRST_COLUMNS = ["step", "tokens", "seconds", "bytes_sent"]
-
-
-class MetricsFile:
-    """A CSV file that is appended to row by row; a metric seen for the first time adds a column."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.columns = list(FIRST_COLUMNS)
-        if path.exists() and (header := path.read_text().partition("\n")[0]):
-            self.columns = header.split(",")
-
-    def append(self, row: dict[str, Any]) -> None:
-        if not self.path.exists() or not row.keys() <= set(self.columns):
-            rows = self.rows()
-            self.columns += [key for key in row if key not in self.columns]
-            self._rewrite(rows)
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self.columns).writerow(row)
-
-    def rows(self) -> list[dict[str, str]]:
-        if not self.path.exists():
-            return []
-        with self.path.open(newline="") as file:
-            return list(csv.DictReader(file))
-
-    def forget_after(self, step: int) -> None:
-        """Drop rows of steps that will be done again."""
-        rows = self.rows()
-        if len(kept := [row for row in rows if row["step"] and int(row["step"]) <= step]) < len(rows):
-            self._rewrite(kept)
-
-    def _rewrite(self, rows: list[dict[str, str]]) -> None:
-        scratch = self.path.with_suffix(".partial")
-        with scratch.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        scratch.replace(self.path)
+from ticks.report.metrics import MetricsFile
 
 
 def step_loss(trainer: Trainer, outputs: Any) -> float:
