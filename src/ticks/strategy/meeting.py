@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 TRY_SECONDS = 2  # to reach worker 0, once: inside C++
 POLL_SECONDS = 0.05
-PATIENCE = 10.0  # seconds of silence before a worker says what it waits for
+PATIENCE = 30.0  # seconds of silence before a worker says what it waits for: imports take their time on a busy disk
 
 
 class NoMeeting(OSError):
