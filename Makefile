@@ -3,7 +3,13 @@ PYTHON ?= python3
 CONSTRAINTS ?= -c constraints.txt
 ARGS ?=
 BIN = .venv/bin
-TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+
+# another CONSTRAINTS than .venv was made with: it is set up again
+ifneq ($(origin CONSTRAINTS),file)
+ifneq ($(CONSTRAINTS),$(shell cat .venv/ready 2> /dev/null))
+.PHONY: .venv/ready
+endif
+endif
 
 .PHONY: train test setup lint format types bench bench-network faults figure quality clean
 
@@ -15,13 +21,13 @@ test: .venv/ready ## run every test, on two processors
 
 setup: .venv/ready ## create .venv and install the pinned dependencies
 
-# torch first and pinned by itself: a range would take the newest build with several GB of CUDA packages
-.venv/ready: pyproject.toml constraints.txt
+# torch first, at its pin: a range would take the newest build with several GB of CUDA packages
+.venv/ready: pyproject.toml $(filter-out -c,$(CONSTRAINTS))
 	$(PYTHON) -c "import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 13), 'Python 3.11 to 3.13 is needed'"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) $(if $(CONSTRAINTS),$(TORCH),torch)
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) torch
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e ".[dev]"
-	touch $@
+	echo "$(CONSTRAINTS)" > $@
 
 lint: .venv/ready ## what CI checks besides the tests
 	$(BIN)/ruff check .

@@ -78,8 +78,10 @@ def compose_strictly(overrides: Sequence[str], config_dir: Path, *, place: str |
 
 def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
     """The overrides of each job of `--multirun`, as Hydra's own sweeper cuts them. ConfigError if it cannot."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
+    try:
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    except ImportError as error:
+        raise ConfigError(f"this Hydra is not known here: {error}: pip install 'hydra-core==1.3.*'") from None
     parsed = [_parse_one(text) for text in overrides]
     try:
         return [job for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
