@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -116,3 +117,19 @@ def test_finishing_without_a_run_is_no_error() -> None:
 
 def test_other_loggers_get_no_configuration() -> None:
     ours.log_config([object()], {"seed": 0}, {})
+
+
+def test_a_wandb_process_that_is_gone_ends_no_training(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lost(*_: Any, **__: Any) -> None:
+        raise ConnectionResetError("Connection lost")
+
+    monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger.log_metrics", lost)
+    logger = ours.wandb_logger(run_dir=str(tmp_path), offline=True)
+    logger.log_metrics({"a": 1.0}, step=1)
+    logger.log_metrics({"a": 2.0}, step=2)
+    assert capsys.readouterr().out.count("nothing more is logged there (ConnectionResetError: Connection lost)") == 1
+    fake = SimpleNamespace(run=object(), finish=lost)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    ours.finish(0)
