@@ -94,6 +94,8 @@ def _check_code(trial: Trial, it: Run, outcome: Outcome) -> None:
     signum, code = signal.Signals[trial.fault], it.code
     finished = _finished(trial, it)
     outcome.expect("Traceback" not in it.output, f"a stack trace ({last_line(it.output)})")
+    if it.ended_here:
+        return  # told already: it was alive too long
     if code == 0:
         outcome.expect(finished, "exit code 0 of a run that did not finish")
     elif signum in (signal.SIGTERM, signal.SIGINT):
