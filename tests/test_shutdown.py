@@ -3,14 +3,17 @@
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from tests.conftest import Command, only_run, run_command
+from tests.conftest import Command, only_run, run_command, run_workers
+from ticks.strategy.shutdown import Awake, Presence
 
 # rounds far longer than the test: nobody may wait for a tick; dropout: random states must be right
 LONG = ("debug=fast", "model.dropout=0.1", "strategy.clock.interval=100000", "trainer.val_check_interval=100000",
@@ -96,6 +99,35 @@ def test_a_worker_that_hangs_is_found(tmp_path: Path) -> None:
     assert command.end(20) != 0
     gone(command, began)
     assert "worker 1 has not answered for 3 s" in command.output
+
+
+def presence(stops: bool) -> list[str]:
+    """What worker 0 says of worker 1, which is stopped for 3 seconds, or is through after half a second."""
+    rank = int(os.environ["LOCAL_RANK"])
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    said: list[str] = []
+    sign = Presence(rank, 2, name="it", seconds=0.1, hang_seconds=1.5, abort=said.append)
+    time.sleep(0.5)
+    if rank == 1 and stops:
+        subprocess.Popen(["sh", "-c", f"sleep 3; kill -CONT {os.getpid()}"])
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if rank == 0:
+        time.sleep(2.5)
+    sign.close()
+    return said
+
+
+@pytest.mark.parametrize("stops", [True, False], ids=["is stopped", "is through"])
+def test_a_worker_that_gives_no_sign_of_life_is_found_outside_training_too(stops: bool) -> None:
+    of_worker_0, _ = run_workers(2, presence, stops)
+    assert set(of_worker_0) == ({"worker 1 has not answered for 1.5 s"} if stops else set())
+
+
+def test_a_process_that_was_stopped_itself_does_not_take_others_for_hanging(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter((0.0, 1.0, 1001.0, 1002.0))  # Ctrl-Z, a coffee, fg
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    awake = Awake(1.0)
+    assert [awake.seconds() for _ in range(3)] == [1.0, 8.0, 9.0]
 
 
 # rounds of 64 steps, stopped in the middle of one

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -267,6 +268,18 @@ def test_callbacks_find_the_logger_on_every_worker_and_worker_0_alone_writes(tmp
     assert len({file.name.split(".")[-2] for file in files}) == 1  # of one process
 
 
+def test_tensorboard_gets_metrics_at_the_steps_of_metrics_csv(tmp_path: Path) -> None:
+    code, output = run_command(tmp_path, *FAST, "logger=tensorboard", "test=false", "sample_bytes=0")
+    assert code == 0, output
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(only_run(tmp_path) / "tensorboard")).Reload()
+    rows = list(csv.DictReader((only_run(tmp_path) / "metrics.csv").open()))
+    for metric in ("val/loss", "train/loss", "tick/loss"):
+        recorded = [int(row["step"]) for row in rows if row[metric]]
+        assert [event.step for event in events.Scalars(metric)] == recorded
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
@@ -304,6 +317,18 @@ def test_the_second_job_of_a_sweep_beats_and_stops_as_the_first_does(tmp_path: P
     command.process.terminate()
     assert command.end(20) == 143, command.output
     assert [summary_of(d)["status"] for d in sorted(tmp_path.glob("logs/multiruns/*/[01]"))] == ["finished", "stopped"]
+
+
+def test_lightnings_profiler_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "stderr.txt").open("w") as stderr:
+        for handler in logging.getLogger("lightning.pytorch").handlers:  # made when Lightning was imported, by pytest
+            if type(handler) is logging.StreamHandler:
+                monkeypatch.setattr(handler, "stream", stderr)
+        code, output = run_command(tmp_path, *FAST, "+trainer.profiler=simple", "trainer.max_steps=2", "test=false")
+    assert code == 0, output
+    report = (tmp_path / "stderr.txt").read_text()
+    assert "FIT Profiler Report" in report
+    assert "run_training_batch" in report
 
 
 def test_mixed_precision_runs_with_the_default_configuration(tmp_path: Path) -> None:

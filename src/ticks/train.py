@@ -138,8 +138,8 @@ def run(job: Job, jobfile: Path | None = None) -> dict[str, Any] | None:
 
 
 def _first(results: Any) -> dict[str, float]:
-    """The metrics of an evaluation, {} if it was switched off."""
-    return dict(results[0]) if results else {}
+    """The metrics of an evaluation, {} if it was switched off; `step` only told the loggers where they belong."""
+    return {name: value for name, value in results[0].items() if name != "step"} if results else {}
 
 
 class _Run:
@@ -261,7 +261,7 @@ class _Run:
             config.trainer,
             "trainer",
             strategy=self.strategy,
-            callbacks=[*callbacks, self.record, ProgressLine()] if fitting else [],
+            callbacks=[*callbacks, self.record, ProgressLine()] if fitting else [ProgressLine()],
             logger=loggers if fitting else False,
             default_root_dir=str(self.run_dir),
             enable_checkpointing=fitting,
@@ -309,12 +309,14 @@ class _Run:
 
         for name in ("lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # their reports
         for message in (
             ".*does not have many workers.*",
             ".*It is recommended to use `self.log.*sync_dist=True.*",
             ".*Checkpoint directory .* exists and is not empty.*",
             ".*ended before the epoch ended and your dataloader is not resumable.*",
             ".*Found .* module.* in eval mode.*",
+            ".*callbacks used to create the checkpoint need to be provided.*",  # `ticks eval` needs none of them
             ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
             ".*Starting from v1.9.0, `tensorboardX`.*",
             ".*`lr_scheduler.step..` before `optimizer.step..`.*",  # sync rule `accumulate` skips steps on purpose

@@ -92,8 +92,10 @@ def _until_interrupted(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
     """What has been measured counts, however it ends."""
     try:
         yield from outcomes
-    except (KeyboardInterrupt, BrokenProcessPool):
+    except KeyboardInterrupt:
         console.print("interrupted: the table holds what was measured until then")
+    except BrokenProcessPool:
+        console.print("a process of this program was killed by somebody else: the table holds what was measured before")
 
 
 @contextmanager

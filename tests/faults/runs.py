@@ -54,6 +54,7 @@ class Run:
         self.limits = limits or {}
         self.arguments = list(arguments)
         self.code: int | None = None
+        self.ended_here = False  # the main process, by `clear`
         self.began = time.monotonic()
         self.output_file.touch()
         self._popen = None if start == "forked" else self._started(SCRIPTS[system])
@@ -231,6 +232,7 @@ class Run:
     def clear(self) -> list[str]:
         """Kill whatever is left of the run, and say what it was."""
         left: list[str] = []
+        self.ended_here = self.ended_here or self.poll() is None
         for _ in range(50):
             if not (pids := self.processes()):
                 break

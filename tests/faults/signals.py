@@ -60,7 +60,8 @@ def _send(trial: Trial, it: Run, length: float, outcome: Outcome) -> None:
     else:
         in_time = it.wait(TO_LEAVE)
         outcome.expect(in_time, f"something was alive {TO_LEAVE:g} s after {trial.moment}")
-    outcome.seconds = it.seconds - began
+    if not (signum == signal.SIGSTOP and _goes_on(trial)):
+        outcome.seconds = it.seconds - began
 
 
 def _targets(trial: Trial, it: Run) -> list[int]:
@@ -90,15 +91,22 @@ def _after_stopping(trial: Trial, it: Run, stopped: list[int], outcome: Outcome)
     outcome.expect(it.wait(limit), f"alive {limit:g} s after it was told to go on")
 
 
+def _goes_on(trial: Trial) -> bool:
+    """Whether nobody was left who could miss the stopped ones."""
+    return trial.target == "group" or trial.workers == 1
+
+
 def _check_code(trial: Trial, it: Run, outcome: Outcome) -> None:
     signum, code = signal.Signals[trial.fault], it.code
     finished = _finished(trial, it)
     outcome.expect("Traceback" not in it.output, f"a stack trace ({last_line(it.output)})")
+    if it.ended_here:
+        return  # told already: it was alive too long
     if code == 0:
         outcome.expect(finished, "exit code 0 of a run that did not finish")
     elif signum in (signal.SIGTERM, signal.SIGINT):
         outcome.expect(code in (128 + signum, -signum), f"exit code {code} ({last_line(it.output)})")
-    elif signum == signal.SIGSTOP and (trial.target == "group" or trial.workers == 1):
+    elif signum == signal.SIGSTOP and _goes_on(trial):
         outcome.expect(False, f"exit code {code} after it went on ({last_line(it.output)})")
 
 

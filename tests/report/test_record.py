@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.loggers import Logger
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -54,16 +55,28 @@ def batches(n: int) -> DataLoader:
 
 
 def fit(
-    directory: Path, *, steps: int, resume: Path | None = None, strategy: Any = "auto", devices: int = 1, every: int = 2
+    directory: Path,
+    *,
+    steps: int,
+    resume: Path | None = None,
+    strategy: Any = "auto",
+    devices: int = 1,
+    every: int = 2,
+    logger: Any = False,
+    accumulate: int = 1,
 ) -> tuple[pl.Trainer, Record]:
     record = Record(directory, tokens_per_step=8, every_n_steps=every)
     trainer = pl.Trainer(
         accelerator="cpu", devices=devices, strategy=strategy, max_steps=steps, max_epochs=-1, val_check_interval=4,
-        check_val_every_n_epoch=None, num_sanity_val_steps=0, callbacks=[record, SlowEvaluation()], logger=False,
+        check_val_every_n_epoch=None, num_sanity_val_steps=0, callbacks=[record, SlowEvaluation()], logger=logger,
+        accumulate_grad_batches=accumulate,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
         default_root_dir=directory, use_distributed_sampler=False,
     )  # fmt: skip
-    trainer.fit(LanguageModeling(Table(), warmup_steps=0), batches(100), batches(1), ckpt_path=resume)
+    task = LanguageModeling(Table(), warmup_steps=0)
+    if logger:
+        trainer.validate(task, batches(1), verbose=False)
+    trainer.fit(task, batches(100), batches(1), ckpt_path=resume)
     trainer.save_checkpoint(directory / "end.ckpt")
     return trainer, record
 
@@ -96,6 +109,49 @@ def test_a_resumed_run_replaces_the_steps_it_does_again_and_keeps_counting(tmp_p
     assert [r["step"] for r in rows if r["train/loss"]] == [str(step) for step in range(1, 11)]
     assert "99.0" not in [r["train/loss"] for r in rows]
     assert second.seconds() > first.seconds()
+
+
+class Noting(Logger):
+    """Keeps what it is told, as TensorBoard and W&B do: (step, metrics)."""
+
+    name, version = "noting", 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[tuple[int | None, dict[str, float]]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.told.append((step, dict(metrics)))
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def points(self, metric: str) -> list[tuple[int | None, float]]:
+        return [(step, metrics[metric]) for step, metrics in self.told if metric in metrics]
+
+
+def _told(directory: Path, accumulate: int) -> list[tuple[int | None, dict[str, float]]]:
+    logger = Noting()
+    strategy = TickStrategy(interval=3)
+    trainer, _ = fit(directory, steps=9, strategy=strategy, every=1, logger=logger, accumulate=accumulate)
+    trainer.validate(trainer.lightning_module, batches(1), verbose=False)
+    trainer.test(trainer.lightning_module, batches(1), verbose=False)
+    return logger.told
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_loggers_get_every_metric_at_the_step_of_metrics_csv(tmp_path: Path, accumulate: int) -> None:
+    logger = Noting()
+    (logger.told,) = run_workers(1, _told, tmp_path, accumulate)
+    rows = rows_of(tmp_path / "metrics.csv")
+    for metric in ("val/loss", "val/bits_per_byte", "tick/loss"):
+        recorded = [(int(row["step"]), pytest.approx(float(row[metric]))) for row in rows if row[metric]]
+        assert logger.points(metric) == recorded
+    expected = {1: [0, 4, 8, 9], 2: [0, 2, 4, 6, 8, 9]}[accumulate]
+    assert [step for step, _ in logger.points("val/loss")] == expected
+    assert [step for step, _ in logger.points("train/loss")] == list(range(1, 10))
+    assert [step for step, _ in logger.points("test/loss")] == [9]
+    assert not logger.points("step")  # it only says where the others belong
 
 
 def _two_workers(directory: Path) -> tuple[int, bool]:

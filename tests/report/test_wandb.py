@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -132,3 +133,19 @@ def test_a_worker_other_than_0_has_the_logger_and_asks_says_and_writes_nothing(
     assert isinstance(logger.experiment, DummyExperiment)
     assert capsys.readouterr().out == ""
     assert not list(tmp_path.iterdir())
+
+
+def test_a_wandb_process_that_is_gone_ends_no_training(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lost(*_: Any, **__: Any) -> None:
+        raise ConnectionResetError("Connection lost")
+
+    monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger.log_metrics", lost)
+    logger = ours.wandb_logger(run_dir=str(tmp_path), offline=True)
+    logger.log_metrics({"a": 1.0}, step=1)
+    logger.log_metrics({"a": 2.0}, step=2)
+    assert capsys.readouterr().out.count("nothing more is logged there (ConnectionResetError: Connection lost)") == 1
+    fake = SimpleNamespace(run=object(), finish=lost)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    ours.finish(0)

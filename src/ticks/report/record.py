@@ -1,9 +1,10 @@
-"""The callback that fills metrics.csv while a run trains."""
+"""The callback that fills metrics.csv while a run trains, and gives other loggers the same at the same steps."""
 
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ticks.report.metrics import MetricsFile
@@ -54,12 +55,25 @@ class Record(Callback):
     ) -> None:
         if batch_idx + 1 < trainer.accumulate_grad_batches or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return  # in the middle of a step
+        self._tell_loggers(trainer, pl_module, on_step=True)
         if trainer.is_global_zero and trainer.global_step % self.every_n_steps == 0:
             lr = max((group["lr"] for o in trainer.optimizers for group in o.param_groups), default=0.0)
             self.write(trainer, {"train/loss": step_loss(trainer, outputs), "lr": lr})
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._pause()
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._tell_loggers(trainer, pl_module)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._tell_loggers(trainer, pl_module)
+
+    def _tell_loggers(self, trainer: Trainer, pl_module: LightningModule, *, on_step: bool = False) -> None:
+        """Lightning counts the step that is just over only later; a metric called `step` is what it logs at."""
+        if trainer.loggers and not trainer.sanity_checking:
+            step = torch.tensor(self._step(trainer), dtype=torch.float64)  # exact beyond 2^24
+            pl_module.log("step", step, on_step=on_step, on_epoch=not on_step)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
@@ -79,7 +93,7 @@ class Record(Callback):
         """One row now. Nothing on workers other than 0."""
         if not trainer.is_global_zero or not metrics:
             return
-        step = getattr(trainer.strategy, "step", trainer.global_step)  # Lightning's own is one behind inside a tick
+        step = self._step(trainer)
         ledger = getattr(trainer.strategy, "ledger", None)
         head = {
             "step": step,
@@ -88,3 +102,6 @@ class Record(Callback):
             "bytes_sent": ledger.bytes_sent if ledger else "",
         }
         self.file.append(head | metrics)
+
+    def _step(self, trainer: Trainer) -> int:
+        return getattr(trainer.strategy, "step", trainer.global_step)  # Lightning's own is one behind inside a tick

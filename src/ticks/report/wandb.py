@@ -3,11 +3,31 @@
 import json
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+
+
+class _Logger(WandbLogger):
+    """Where W&B's process is gone, training goes on without it: metrics.csv has everything."""
+
+    lost = False
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if self.lost:
+            return
+        try:
+            super().log_metrics(metrics, step)
+        except Exception as error:  # W&B's own and those of a connection
+            self.lost = True
+            _say_lost(error)
+
+
+def _say_lost(error: Exception) -> None:
+    print(f"W&B: nothing more is logged there ({type(error).__name__}: {error}); metrics.csv goes on", flush=True)
 
 
 def wandb_logger(
@@ -37,7 +57,7 @@ def wandb_logger(
         if offline:
             print("W&B: no key found, so this run is logged offline; `wandb sync` uploads it later", flush=True)
     wandb_mode = "disabled" if mode == "disabled" else "offline" if offline else None
-    return WandbLogger(
+    return _Logger(
         project=project,
         entity=entity,
         name=name,
@@ -83,4 +103,7 @@ def finish(exit_code: int) -> None:
     import sys
 
     if (wandb := sys.modules.get("wandb")) is not None and wandb.run is not None:
-        wandb.finish(exit_code=exit_code)
+        try:
+            wandb.finish(exit_code=exit_code)
+        except Exception as error:
+            _say_lost(error)

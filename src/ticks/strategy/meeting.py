@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -31,7 +32,7 @@ def host(address: str, port: int, seconds: timedelta) -> dist.TCPStore:
 
 
 def join(address: str, port: int, seconds: timedelta, *, who: str) -> dist.TCPStore:
-    """The store that worker 0 hosts. NoMeeting if there is none for `seconds`."""
+    """The store that worker 0 hosts; its own timeout is short. NoMeeting if there is none for `seconds`."""
     once = timedelta(seconds=TRY_SECONDS)
     for _ in _waiting(seconds, f"{who} waits for worker 0 at {address}:{port} (MASTER_ADDR, MASTER_PORT)"):
         try:
@@ -39,20 +40,21 @@ def join(address: str, port: int, seconds: timedelta, *, who: str) -> dist.TCPSt
             store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=once)
         except (OSError, RuntimeError):  # nobody there yet, or somebody else
             continue
-        store.set_timeout(seconds)
         return store
     raise AssertionError("unreachable")
 
 
 def gather(store: dist.Store, rank: int, world_size: int, seconds: timedelta, *, check: Callable[[], None]) -> None:
-    """Until every worker is here. NoMeeting if they do not come; `check` may raise what else is known."""
+    """Until every worker is here. NoMeeting names who did not come; `check` may raise what else is known."""
     store.set(f"here/{rank}", "")
-    missing = set(range(world_size))
-    for _ in _waiting(seconds, f"worker {rank} waits for the other workers, {world_size} in all"):
-        check()
-        missing = {other for other in missing if not store.check([f"here/{other}"])}
-        if not missing:
-            return
+    missing = list(range(world_size))
+    with suppress(NoMeeting):
+        for _ in _waiting(seconds, f"worker {rank} waits for the other workers, {world_size} in all"):
+            check()
+            missing = [other for other in missing if not store.check([f"here/{other}"])]
+            if not missing:
+                return
+    raise NoMeeting(f"workers {missing} of {world_size} did not come within {seconds.total_seconds():.0f} s")
 
 
 def _waiting(seconds: timedelta, what: str) -> Iterator[None]:

@@ -60,8 +60,8 @@ class StopsBetweenSteps(Protocol):
 class Heartbeat:
     """One worker's thread. `state()` is how many steps are done and whether this worker waits in a message.
 
-    `abort(message)` must not return: it is called when a worker is gone, or has not moved for `hang_seconds` while
-    another waits for it.
+    `abort(message)` must not return: it is called when the store is gone, or a worker has not moved for `hang_seconds`
+    while another waits for it.
     """
 
     def __init__(
@@ -129,18 +129,16 @@ class Heartbeat:
         return int(self._store.get("stop")) if completed >= self._stop_at else None
 
     def _run(self) -> None:
-        posted, beats, next_beat = False, 0, 0.0
-        seen: dict[int, tuple[bytes, float]] = {}  # by worker: its last beat, and when it was new
-        moved: dict[int, tuple[tuple[int, ...], float]] = {}  # its state, and when it was new
+        posted, next_beat, awake = False, 0.0, Awake(self.seconds)
+        moved: dict[int, tuple[bytes, float]] = {}  # by worker: its state, and when it was new
         try:
             while not self._closed.wait(POLL_SECONDS):
                 urgent = self.signum is not None and not posted
                 if time.monotonic() < next_beat and not urgent:
                     continue
                 next_beat = time.monotonic() + self.seconds
-                beats += 1
                 steps, waits = self.state()
-                self._thread_store.set(f"beat/{self.rank}", f"{beats} {steps} {int(waits)}")
+                self._thread_store.set(f"state/{self.rank}", f"{steps} {int(waits)}")
                 if urgent:
                     self._thread_store.set("stop", str(self.signum))
                     posted = True
@@ -149,29 +147,96 @@ class Heartbeat:
                         self._thread_store.set(f"at/{self.rank}", str(self._attempted))
                         self._published = True
                 if self.rank == 0:
-                    self._watch(seen, moved)
+                    self._watch(moved, awake.seconds())
         except RuntimeError:  # the store, which lives with worker 0, does not answer
             if not self._closed.is_set():
                 self.abort("worker 0 is gone or hangs")
 
-    def _watch(self, seen: dict[int, tuple[bytes, float]], moved: dict[int, tuple[tuple[int, ...], float]]) -> None:
-        now = time.monotonic()
+    def _watch(self, moved: dict[int, tuple[bytes, float]], now: float) -> None:
         for rank in range(self.world_size):
-            key = f"beat/{rank}"
-            beat = self._thread_store.get(key) if self._thread_store.check([key]) else b""
-            if rank not in seen or seen[rank][0] != beat:
-                seen[rank] = (beat, now)
-            elif now - seen[rank][1] > self.hang_seconds:
-                self.abort(f"worker {rank} has not answered for {self.hang_seconds:g} s")
-            state = tuple(int(number) for number in beat.split()[1:])
+            key = f"state/{rank}"
+            state = self._thread_store.get(key) if self._thread_store.check([key]) else b""
             if rank not in moved or moved[rank][0] != state:
                 moved[rank] = (state, now)
-        still = {rank: state for rank, (state, at) in moved.items() if state and now - at > self.hang_seconds}
+        still = {
+            rank: tuple(int(number) for number in state.split())
+            for rank, (state, at) in moved.items()
+            if state and now - at > self.hang_seconds
+        }
         waiting = [rank for rank, (_, waits) in still.items() if waits]
         for rank, (steps, waits) in still.items():
             if waiting and not waits:
                 self.abort(f"worker {rank} has been in step {steps + 1} for {self.hang_seconds:g} s while worker"
                            f" {waiting[0]} waits for it")  # fmt: skip
+
+
+class Awake:
+    """Seconds that this process was not stopped: after Ctrl-Z and fg nobody has hung."""
+
+    def __init__(self, beat: float) -> None:
+        self._most = 5.0 + 2 * beat  # between two looks
+        self._last, self._sum = time.monotonic(), 0.0
+
+    def seconds(self) -> float:
+        now = time.monotonic()
+        self._sum += min(now - self._last, self._most)
+        self._last = now
+        return self._sum
+
+
+class Presence:
+    """One worker's sign of life while fit, validate or test last, and worker 0's look at the others'.
+
+    `abort(message)` must not return: it is called when a worker, or worker 0's store, is silent for `hang_seconds`.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        *,
+        name: str,
+        seconds: float,
+        hang_seconds: float,
+        abort: Callable[[str], None],
+    ) -> None:
+        self.rank, self.world_size = rank, world_size
+        self.seconds, self.hang_seconds = seconds, hang_seconds
+        self.abort = abort
+        base: Any = dist.distributed_c10d._get_default_store()
+        connection = base.clone() if hasattr(base, "clone") else base
+        connection.set_timeout(timedelta(seconds=hang_seconds))
+        self._store = dist.PrefixStore(f"ticks/presence/{name}", connection)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="ticks-presence", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """This worker is through: silence means nothing any more."""
+        self._closed.set()
+        self._thread.join(5.0)  # it may wait for a store that is gone
+
+    def _run(self) -> None:
+        beats, awake = 0, Awake(self.seconds)
+        seen: dict[int, tuple[bytes, float]] = {}  # by worker: its last sign, and when it was new
+        try:
+            while not self._closed.wait(self.seconds if beats else 0.0):
+                beats += 1
+                self._store.set(str(self.rank), str(beats))
+                if self.rank == 0:
+                    self._watch(seen, awake.seconds())
+            self._store.set(str(self.rank), "through")
+        except RuntimeError:
+            if not self._closed.is_set():
+                self.abort("worker 0 is gone or hangs")
+
+    def _watch(self, seen: dict[int, tuple[bytes, float]], now: float) -> None:
+        for rank in range(self.world_size):
+            sign = self._store.get(str(rank)) if self._store.check([str(rank)]) else b""
+            if rank not in seen or seen[rank][0] != sign:
+                seen[rank] = (sign, now)
+            elif sign != b"through" and now - seen[rank][1] > self.hang_seconds:
+                self.abort(f"worker {rank} has not answered for {self.hang_seconds:g} s")
 
 
 def leave(message: str) -> None:

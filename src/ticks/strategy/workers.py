@@ -23,10 +23,11 @@ from ticks.strategy.environment import WorkerEnvironment, cluster_environment
 from ticks.strategy.launch import WorkerLauncher
 from ticks.strategy.ledger import Ledger
 from ticks.strategy.parent import end_with_parent
-from ticks.strategy.shutdown import Heartbeat, Stopped, leave, quieten
+from ticks.strategy.shutdown import Heartbeat, Presence, Stopped, leave, quieten
 from ticks.strategy.wire import out_of_step
 
 log = logging.getLogger(__name__)
+START_UP = timedelta(seconds=50)  # what workers that we start may take at least to get here: they import torch
 
 FAILURE_SECONDS = 5.0  # for the others to fail as well, where an exception is to be saved
 
@@ -75,6 +76,7 @@ class WorkerStrategy(DDPStrategy):
         self.dropped: str | None = None  # what a resumed run could not take over
         self.is_training = False  # a stop is agreed between steps, and takes the time it takes
         self._heartbeat: Heartbeat | None = None
+        self._presence: Presence | None = None
         self._fit_name = ""
         self._meetings = 0  # of this fit
         self._met_after: int | None = None  # the step at the end of an epoch
@@ -109,13 +111,16 @@ class WorkerStrategy(DDPStrategy):
         super().setup_distributed()
 
     def _meet(self, environment: WorkerEnvironment) -> None:
-        launcher, rank, patience = self._launcher, self.global_rank, self._timeout or default_pg_timeout
+        launcher, rank, timeout = self._launcher, self.global_rank, self._timeout or default_pg_timeout
         assert isinstance(launcher, WorkerLauncher)
+        on_one_machine = environment.identity.launcher == "worker" and self.num_nodes == 1
+        patience = max(START_UP, timedelta(seconds=self.hang_seconds)) if on_one_machine else timeout
         address, port = environment.main_address, environment.main_port
         if rank == 0:
-            store = launcher.store or meeting.host(address, port, patience)
+            store = launcher.store or meeting.host(address, port, timeout)
         else:
             store = meeting.join(address, port, patience, who=f"worker {rank}")
+        store.set_timeout(timeout)
         meeting.gather(store, rank, self.world_size, patience, check=launcher.check)
         gpu = self.root_device if self.root_device.type != "cpu" else None
         dist.init_process_group(
@@ -123,12 +128,13 @@ class WorkerStrategy(DDPStrategy):
             store=dist.PrefixStore("default_pg", store),
             rank=rank,
             world_size=self.world_size,
-            timeout=patience,
+            timeout=timeout,
             device_id=gpu,
         )
 
     def setup(self, trainer: Trainer) -> None:
         self._compare_fingerprints()
+        self._be_present()
         self._refuse_what_talks(trainer)
         quieten(trainer, self)
         self._meetings, self._met_after, self._all_failed = 0, None, None
@@ -136,6 +142,25 @@ class WorkerStrategy(DDPStrategy):
             for callback in trainer.checkpoint_callbacks:
                 files.follow_worker_0(callback, self.all_failed)
         super().setup(trainer)
+
+    def _be_present(self) -> None:
+        if self._presence is not None:
+            self._presence.close()
+        if self.world_size > 1:
+            self._presence = Presence(
+                self.global_rank,
+                self.world_size,
+                name=self._fit_name,
+                seconds=self.heartbeat_seconds,
+                hang_seconds=self.hang_seconds,
+                abort=self._abort,
+            )
+
+    def teardown(self) -> None:
+        if self._presence is not None:
+            self._presence.close()
+            self._presence = None
+        super().teardown()
 
     def _compare_fingerprints(self) -> None:
         """`Refused` unless all workers were started with the same configuration."""
