@@ -291,6 +291,12 @@ class Gathers(Toy):
         return super().training_step(batch, batch_idx)
 
 
+class Broadcasts(Toy):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.trainer.strategy.broadcast(batch_idx)
+        return super().training_step(batch, batch_idx)
+
+
 @pytest.mark.parametrize("sync", [Parameters, Accumulate])
 @pytest.mark.parametrize(
     ("module", "message"),
@@ -299,6 +305,7 @@ class Gathers(Toy):
         (TalksAfterBackward, "sync_dist=True"),
         (TalksBeforeOptimizer, "sync_dist=True"),
         (Gathers, "all_gather in a training step"),
+        (Broadcasts, "broadcast in a training step"),
     ],
 )
 def test_what_a_step_would_say_to_other_workers_is_refused(sync: type, module: type, message: str) -> None:
