@@ -1,5 +1,8 @@
 """Mistakes on the `ticks` command line: exit code 2, one line that names them, no stack trace."""
 
+import inspect
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -45,6 +48,45 @@ def test_without_a_command_the_help_names_them_all(ticks, arguments: list[str]) 
     code, out, _ = ticks(*arguments)
     assert code == 0
     assert all(f"ticks {command}" in out for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_tells_its_usage_its_options_and_an_example(ticks, command: str) -> None:
+    texts = [ticks(*arguments) for arguments in ([command, "--help"], [command, "a=1", "-h"], ["help", command])]
+    (code, out, _), *others = texts
+    assert others == texts[1:] == [texts[0]] * 2
+    assert code == 0
+    assert out.startswith(f"Usage: ticks {command} ")
+    assert f"Example: ticks {command} " in out
+    assert max(map(len, out.splitlines())) <= 80
+    source = inspect.getsource(COMMANDS[command]).rpartition('"""')[2]
+    given = re.search(r"_options\(arguments, (.*)\)\n", source)
+    for option, default in re.findall(r'(\w+)=(None|"[^"]*")', given[1] if given else ""):
+        shown = re.search(rf"^  {option}=.*?\((required|default: [^)]*)\)", out, flags=re.DOTALL | re.MULTILINE)
+        assert shown, option
+        assert default == "None" or default.strip('"') in shown[1]
+
+
+def test_help_for_a_command_that_is_not_there_names_those_that_are(ticks) -> None:
+    assert ticks("help", "evl")[2].startswith("error: unknown command 'evl'; did you mean 'eval'?")
+
+
+def test_help_needs_no_torch() -> None:
+    code = """
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+from ticks.cli import main
+from ticks.usage import usage
+sys.argv = ["ticks", "eval", "--help"]
+main()
+usage(Path("configs"))
+print({"torch", "lightning", "wandb"} & sys.modules.keys())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=CONFIGS.parent)
+    assert done.stdout.endswith("set()\n"), done.stderr
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from tests.conftest import REPOSITORY, only_run, run_command
+from tests.conftest import REPOSITORY, Command, only_run, run_command
 from ticks.config import ConfigError, check_targets, compose_strictly
 from ticks.report import summary
-from ticks.sweep import combinations, run_all
+from ticks.sweep import combinations, program_of, run_all
 
 CONFIGS = REPOSITORY / "configs"
 SWEEPS = sorted((CONFIGS / "sweep").glob("*.yaml"))
@@ -68,17 +68,67 @@ def test_a_combination_trains(file: Path, tmp_path: Path) -> None:
     assert about["interval"] == int(settings.get("strategy.clock.interval", 8))
 
 
-def test_jobs_run_one_after_the_other_until_one_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    written(tmp_path / "train.py", "import sys; print(sys.argv[1:], flush=True); sys.exit(7 * ('b=2' in sys.argv))\n")
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program that says what it got, and fails or waits for a signal if it is told to."""
     monkeypatch.setattr(sys, "executable", os.path.realpath(sys.executable))  # fast: no site-packages are needed
+    monkeypatch.setenv("COLUMNS", "80")
+    return written(
+        tmp_path / "train.py",
+        """
+import sys, time, signal
+signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), print("saved", flush=True), sys.exit(143)))
+print(sys.argv[1:], flush=True)
+if "b=wait" in sys.argv:
+    time.sleep(60)
+sys.exit(7 * ("b=2" in sys.argv))
+""",
+    )
+
+
+def test_a_failed_job_ends_nothing_but_itself(program: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        run_all([["b=1"], ["b=2"], ["b=3"]], ["c=4"])
-    assert stop.value.code == 7
+        run_all([["b=1"], ["b=2"], ["b=3"]], ["c=4"], program)
+    assert stop.value.code == 1
     shown = capfd.readouterr().out.splitlines()
-    assert shown == ["[1/3] b=1", "['b=1', 'c=4']", "[2/3] b=2", "['b=2', 'c=4']"]
+    assert shown[:6] == [
+        "[1/3] b=1", "['b=1', 'c=4']", "[2/3] b=2", "['b=2', 'c=4']", "[3/3] b=3", "['b=3', 'c=4']",
+    ]  # fmt: skip
+    assert [line.split()[:3] for line in shown if "ed  " in line] == [
+        ["1", "b=1", "finished"], ["2", "b=2", "failed"], ["3", "b=3", "finished"],
+    ]  # fmt: skip
+    assert shown[-1] == "job 2 failed: the process ended with exit code 7 without a word"
+
+
+def test_a_signal_stops_the_job_with_its_checkpoint_and_the_sweep(program: Path) -> None:
+    directory = program.parent
+    written(directory / "grid.yaml", "method: grid\nparameters: {b: {values: [1, wait, 3]}}\n")
+    command = Command(directory, "sweep", "grid.yaml", program="ticks")
+    command.wait_for("['b=wait']")
+    command.process.terminate()
+    assert command.end(20) == 143, command.output
+    assert "saved" in command.output
+    rows = [line.split() for line in command.output.splitlines()]
+    assert ["2", "b=wait", "stopped", "-", "-"] in rows
+    assert "never started: job 3" in command.output
+    assert "Traceback" not in command.output
+
+
+def test_the_program_is_found_above_the_configs_of_the_sweep_file_else_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository, elsewhere = tmp_path / "repository", tmp_path / "elsewhere"
+    (repository / "configs" / "sweep").mkdir(parents=True)
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    file = written(repository / "configs" / "sweep" / "a.yaml", "program: go.py\nparameters: {}\n")
+    with pytest.raises(ConfigError, match=rf"a\.yaml: program=go\.py is neither in {repository} nor in {elsewhere}"):
+        program_of(file)
+    for place in (elsewhere, repository):  # another project may have one of that name
+        here = written(place / "go.py", "")
+        assert program_of(file) == here
+    here = written(elsewhere / "train.py", "")
+    assert program_of(written(tmp_path / "a.yaml", "parameters: {}")) == here
 
 
 def test_a_grid_is_the_product_of_its_axes(tmp_path: Path) -> None:

@@ -131,15 +131,13 @@ def test_ddp_runs_and_counts_its_traffic(tmp_path: Path) -> None:
 
 def test_a_sweep_does_what_it_says_one_clean_directory_per_job(tmp_path: Path) -> None:
     code, output = run_command(
-        tmp_path, *FAST, "-m", "seed=0,1", "trainer.devices=2,1", "test=false", "sample_bytes=0", seconds=150
+        tmp_path, *FAST, "-m", "trainer.devices=2,1", "test=false", "sample_bytes=0", seconds=150
     )
     assert code == 0, output
     (sweep,) = (tmp_path / "logs" / "multiruns").iterdir()
-    assert sorted(p.name for p in sweep.iterdir() if p.is_dir()) == ["0", "1", "2", "3"]
-    jobs = [summary_of(sweep / str(i)) for i in range(4)]
-    assert [(j["seed"], j["world_size"]) for j in jobs] == [(0, 2), (0, 1), (1, 2), (1, 1)]
-    assert all(j["status"] == "finished" for j in jobs)
-    assert not same_model(sweep / "0", sweep / "2")
+    assert sorted(p.name for p in sweep.iterdir() if p.is_dir()) == ["0", "1"]
+    jobs = [summary_of(sweep / str(i)) for i in range(2)]
+    assert [(j["status"], j["world_size"]) for j in jobs] == [("finished", 2), ("finished", 1)]
     assert not (tmp_path / "logs" / "runs").exists()
 
 
@@ -303,7 +301,7 @@ def test_mistakes_on_resuming_get_one_clear_message(one_worker: tuple[Path, str]
 def test_the_second_job_of_a_sweep_beats_and_stops_as_the_first_does(tmp_path: Path) -> None:
     """Heartbeats of a sweep's later jobs must find each other: worker 0 has lived through more fits than the others."""
     command = Command(
-        tmp_path, "-m", *FAST, "trainer.devices=2", "trainer.max_steps=20,100000", "strategy.hang_seconds=2",
+        tmp_path, "-m", *FAST, "trainer.devices=2", "trainer.max_steps=20,100000,30", "strategy.hang_seconds=2",
         "trainer.val_check_interval=10000", "callbacks=none", "test=false", "sample_bytes=0",
     )  # fmt: skip
     second = "logs/multiruns/*/1/metrics.csv"
@@ -316,7 +314,10 @@ def test_the_second_job_of_a_sweep_beats_and_stops_as_the_first_does(tmp_path: P
     assert command.process.is_alive(), command.output
     command.process.terminate()
     assert command.end(20) == 143, command.output
-    assert [summary_of(d)["status"] for d in sorted(tmp_path.glob("logs/multiruns/*/[01]"))] == ["finished", "stopped"]
+    assert [summary_of(d)["status"] for d in sorted(tmp_path.glob("logs/multiruns/*/[012]"))] == ["finished", "stopped"]
+    assert "job 1 was stopped; go on with it: python train.py resume=logs/multiruns/" in command.output
+    assert "never started: job 2" in command.output
+    assert "Traceback" not in command.output
 
 
 def test_lightnings_profiler_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

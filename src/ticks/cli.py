@@ -1,11 +1,14 @@
 """The `ticks` command: what is done with runs after, and around, training.
 
-ticks eval run=RUN_DIR [KEY=VALUE ...]       measure the run's newest checkpoint again, on any number of workers
-ticks generate run=RUN_DIR [prompt=TEXT] [bytes=N] [temperature=T] [seed=N]
-ticks report RUN_DIR [RUN_DIR ...] [out=FILE.png]     table of the runs, figure of loss against MB sent
-ticks sweep SWEEP.yaml [KEY=VALUE ...]       run every combination of a sweep's grid here, one after the other
+ticks eval run=RUN_DIR [KEY=VALUE ...]            measure its newest checkpoint
+ticks generate run=RUN_DIR [prompt=TEXT] [...]    continue a text with its model
+ticks report RUN_DIR [RUN_DIR ...] [out=FILE]     compare runs: table and figure
+ticks sweep SWEEP.yaml [KEY=VALUE ...]            run a sweep's whole grid here
+
+ticks COMMAND --help, or ticks help COMMAND, tells more of each.
 """
 
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -16,20 +19,26 @@ from ticks.run_directory import check_here
 from ticks.session import leave_on_signals
 from ticks.terminal import forgive, lost_output
 
+HELP = ("-h", "--help")
+
 
 def main() -> None:
     """Exit code 0; 2 for a mistake on the command line, told in one line; 1 for a failure."""
     leave_on_signals()
     forgive()
     arguments = sys.argv[1:]
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(__doc__)
-        return
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:2], "--help"]
     try:
-        if arguments[0] not in COMMANDS:
+        if not arguments or arguments[0] in HELP:
+            print(__doc__)
+        elif arguments[0] not in COMMANDS:
             raise ConfigError(f"unknown command '{arguments[0]}'{did_you_mean(arguments[0], COMMANDS)}")
-        check_here()
-        COMMANDS[arguments[0]](arguments[1:])
+        elif not set(HELP).isdisjoint(arguments):
+            print(inspect.getdoc(COMMANDS[arguments[0]]))
+        else:
+            check_here()
+            COMMANDS[arguments[0]](arguments[1:])
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -69,7 +78,18 @@ def _number(name: str, text: str | None, kind: Callable[[str], float]) -> float:
 
 
 def evaluate(arguments: list[str]) -> None:
-    """Reproduce a run's validation loss from its checkpoint."""
+    """Usage: ticks eval run=RUN_DIR [KEY=VALUE ...]
+
+    Measure the model of a run's newest checkpoint again, on all of the
+    validation and test data, and print it beside what summary.json says.
+
+      run=RUN_DIR   the run's directory (required)
+      KEY=VALUE     a value of the run's configuration to change, for example
+                    trainer.devices=2: the numbers are the same on any number
+                    of workers; test=false leaves the test data out
+
+    Example: ticks eval run=logs/runs/2026-01-31_12-00-00_ticks trainer.devices=2
+    """
     from ticks.job import resumed_job
     from ticks.report import summary
     from ticks.train import run
@@ -87,7 +107,19 @@ def evaluate(arguments: list[str]) -> None:
 
 
 def generate(arguments: list[str]) -> None:
-    """Continue a prompt with a run's model."""
+    """Usage: ticks generate run=RUN_DIR [OPTION=VALUE ...]
+
+    Continue a text with the model of a run's newest checkpoint.
+
+      run=RUN_DIR       the run's directory (required)
+      prompt=TEXT       what to continue (default: the run's sample_prompt)
+      bytes=N           how many bytes to generate (default: 400)
+      temperature=T     0 always takes the likeliest byte, 1 samples from the
+                        model's distribution (default: 0.8)
+      seed=N            of the sampling (default: 0)
+
+    Example: ticks generate run=logs/runs/2026-01-31_12-00-00_ticks prompt="Mr "
+    """
     options, rest = _options(arguments, run=None, prompt=None, bytes="400", temperature="0.8", seed="0")
     if rest:
         raise ConfigError(f"unknown option '{rest[0]}'{did_you_mean(rest[0].partition('=')[0], options)}")
@@ -111,7 +143,18 @@ def generate(arguments: list[str]) -> None:
 
 
 def report(arguments: list[str]) -> None:
-    """Compare runs."""
+    """Usage: ticks report RUN_DIR [RUN_DIR ...] [out=FILE]
+
+    One line per run: strategy, norm, adapter, workers, steps, validation bits
+    per byte, MB sent per worker, speed. What is no run is left out, with a
+    warning.
+
+      RUN_DIR       a run's directory, or a multirun's with all its runs
+      out=FILE      draw bits per byte against MB sent and against steps, as
+                    png, pdf, svg, ... (default: no figure)
+
+    Example: ticks report logs/runs/* out=figure.png
+    """
     from ticks.report.compare import figure, load_runs, show_runs
 
     options, directories = _options(arguments, out=None)
@@ -126,12 +169,26 @@ def report(arguments: list[str]) -> None:
 
 
 def sweep(arguments: list[str]) -> None:
-    """Run a W&B sweep file's grid without W&B's server."""
-    from ticks.sweep import combinations, run_all
+    """Usage: ticks sweep SWEEP.yaml [KEY=VALUE ...]
+
+    Run every combination of a W&B sweep file's grid here, without W&B's
+    server, one after the other. A run that fails ends nothing but itself; at
+    the end a table says what became of each. Ctrl-C stops the running one,
+    with a checkpoint, and the sweep.
+
+      SWEEP.yaml    a sweep file with method: grid (required); the program
+                    that it names lies beside the configs folder that the
+                    file is in, or in the working directory
+      KEY=VALUE     put behind the overrides of every run (default: none)
+
+    Example: ticks sweep configs/sweep/intervals.yaml logger=csv seed=1
+    """
+    from ticks.sweep import combinations, program_of, run_all
 
     if not arguments:
         raise ConfigError("give a sweep file: ticks sweep configs/sweep/intervals.yaml")
-    run_all(combinations(Path(arguments[0])), arguments[1:])
+    file = Path(arguments[0])
+    run_all(combinations(file), arguments[1:], program_of(file))
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

@@ -56,6 +56,14 @@ def compose_strictly(overrides: Sequence[str], config_dir: Path, *, place: str |
 
     `place` is the key of the directory that Hydra will make, which must be possible.
     """
+    config = _compose_checked(overrides, config_dir)
+    if place and (directory := OmegaConf.select(config, place)):
+        check_place(str(directory), place)
+    return _without_hydra(config)
+
+
+def _compose_checked(overrides: Sequence[str], config_dir: Path) -> DictConfig:
+    """The same with what it says of Hydra itself."""
     parsed = _parse(overrides)
     try:
         with _hydra(config_dir):
@@ -66,27 +74,70 @@ def compose_strictly(overrides: Sequence[str], config_dir: Path, *, place: str |
             base = compose("train", overrides=_without_overlays(parsed, choices, config_dir)) if overlaid else config
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(_explain(error, parsed, config_dir)) from None
-    directory = str(OmegaConf.select(config, place)) if place else None
-    config = _without_hydra(config)
     added = {o.key_or_group for o in parsed if o.is_add()}
-    check_keys(config, base, added)
-    check_values(config)
-    if place and directory:
-        check_place(directory, place)
+    own = _without_hydra(config.copy())
+    check_keys(own, own if base is config else base, added)
+    check_values(own)
     return config
 
 
-def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of each job of `--multirun`, as Hydra's own sweeper cuts them. ConfigError if it cannot."""
+def default_choices(config_dir: Path) -> dict[str, str]:
+    """The file that is chosen from each group where nothing else is said."""
+    choices: Any = OmegaConf.to_container(_compose_checked([], config_dir).hydra.runtime.choices)
+    return {group: str(choice) for group, choice in choices.items() if choice is not None}
+
+
+def check_sweep(overrides: Sequence[str], config_dir: Path) -> list[list[str]]:
+    """Check what `--multirun` will compose. ConfigError for any mistake in it.
+
+    With Hydra's own sweeper that is every job; their overrides are returned. Another one (`hydra/sweeper=optuna`)
+    chooses as it goes: each value it can choose is checked beside the first values of the others, and [] is returned.
+    """
+    parsed = _parse_sweep(overrides, config_dir)
+    sweeper = _compose_checked([_values(o)[0] for o in parsed], config_dir).hydra.sweeper
+    own = str(sweeper._target_).endswith(".BasicSweeper")
+    params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items() if own or isinstance(value, str)]
+    parsed = _parse_sweep(params, config_dir) + [o for o in parsed if not o.is_hydra_override()]
+    if own:
+        jobs = _split(parsed)
+    else:
+        values = [_values(override) for override in parsed]
+        first = [options[0] for options in values]
+        jobs = [[*first[:i], value, *first[i + 1 :]] for i, others in enumerate(values) for value in others[1:]]
+    for job in jobs:
+        if (run_dir := compose_strictly(job, config_dir, place="hydra.sweep.dir").run_dir) is not None:
+            raise ConfigError(f"run_dir={run_dir}: each job of a multirun has its own; set hydra.sweep.dir")
+    return jobs if own else []
+
+
+def _parse_sweep(overrides: Sequence[str], config_dir: Path) -> list[Override]:
+    with _hydra(config_dir):  # which knows what glob(*) finds
+        loader = GlobalHydra.instance().config_loader()
+        return [_parse_one(text, loader) for text in overrides]
+
+
+def _split(parsed: list[Override]) -> list[list[str]]:
+    """The overrides of each job, as Hydra's own sweeper cuts them."""
     try:
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     except ImportError as error:
         raise ConfigError(f"this Hydra is not known here: {error}: pip install 'hydra-core==1.3.*'") from None
-    parsed = [_parse_one(text) for text in overrides]
     try:
         return [job for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
     except HydraException as error:
         raise ConfigError(f"cannot read the command line: {str(error).splitlines()[0]}") from None
+
+
+def _values(override: Override) -> list[str]:
+    """An override for each value that a sweep can choose; of an interval, for its ends."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    value: Any = override.value()
+    discrete = override.is_discrete_sweep()
+    values = list(override.sweep_string_iterator()) if discrete else [value.start, value.end]
+    if not values:
+        raise ConfigError(f"{override.input_line}: there is no such file or value")
+    return [f"{override.get_key_element()}={value}" for value in values]
 
 
 def check_place(directory: str, key: str) -> None:
@@ -126,9 +177,9 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
     return parsed
 
 
-def _parse_one(text: str) -> Override:
+def _parse_one(text: str, loader: Any = None) -> Override:
     try:
-        override = OverridesParser.create().parse_override(text)
+        override = OverridesParser.create(config_loader=loader).parse_override(text)
     except HydraException:
         override = None
     if override is None or not override.key_or_group:
@@ -378,7 +429,7 @@ def _explain(error: Exception, parsed: Sequence[Override], config_dir: Path) -> 
     """Hydra's error in one line, with what would have been valid."""
     first = str(error).splitlines()[0]
     for override in _of_groups(parsed, config_dir):
-        value, options = override.value(), _options(config_dir / override.key_or_group)
+        value, options = override.value(), group_options(config_dir / override.key_or_group)
         if not isinstance(value, list) and not override.is_delete() and str(value) not in options:
             shown = "null" if value is None else value
             return f"{override.key_or_group}={shown} is unknown{did_you_mean(str(shown), options)}"
@@ -393,7 +444,8 @@ def _explain(error: Exception, parsed: Sequence[Override], config_dir: Path) -> 
     return first
 
 
-def _options(group: Path) -> set[str]:
+def group_options(group: Path) -> set[str]:
+    """The names of the files that can be chosen from the folder of a group."""
     return {file.stem for file in group.glob("*.yaml")} - {"base"}  # base: what the group's files share
 
 
@@ -413,7 +465,7 @@ def _valid_siblings(key: str, parsed: Sequence[Override], config_dir: Path) -> s
             break
         node, above = node[parent], f"{above}{'.' if above else ''}{parent}"
     if not isinstance(node, DictConfig):
-        options = _options(config_dir / above.replace(".", "/"))
+        options = group_options(config_dir / above.replace(".", "/"))
         choice = f"; {above.replace('.', '/')} can be: {', '.join(sorted(options))}" if options else ""
         return f": {above} is {node if node is not None else 'null'} here{choice}"
     folders = {p.name for p in config_dir.iterdir() if p.is_dir()} - {"sweep"} if not above else set()

@@ -112,7 +112,7 @@ class Failures:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.told: set[str] = set()
-        self.exit_code = 1  # of the last one told
+        self.last, self.exit_code = "", 1  # of the last one told
 
     def report(self, rank: int, text: str, *, trace: str = "", exit_code: int = 1) -> None:
         """On the worker that failed."""
@@ -133,5 +133,6 @@ class Failures:
             if failures[0]["trace"]:
                 print(failures[0]["trace"], file=sys.stderr, flush=True)
             self.told.add(text)
+            self.last = text
             self.exit_code = failures[0]["exit_code"]
         return bool(found)

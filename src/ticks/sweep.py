@@ -6,7 +6,6 @@ command: ["${env}", "${interpreter}", "${program}", "${args_no_hyphens}"]
 parameters: {strategy.clock.interval: {values: [1, 8]}, trainer.devices: {value: 4}}
 """
 
-import subprocess
 import sys
 from itertools import product
 from pathlib import Path
@@ -17,18 +16,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ticks.config import ConfigError
+from ticks.jobs import Outcome, failed, run_job, show, stopped_by_signals
 
 
 def combinations(file: Path) -> list[list[str]]:
     """Every combination of the grid as a list of KEY=VALUE. ConfigError if the file is no flat grid."""
-    if not file.is_file():
-        raise ConfigError(f"sweep file '{file}' does not exist")
-    try:
-        content: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{file} is no sweep file: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict) or not isinstance(content.get("parameters"), dict):
-        raise ConfigError(f"{file} is no sweep file: it has no `parameters`")
+    content = _read(file)
     if content.get("method") != "grid":
         raise ConfigError(f"{file}: method={content.get('method')} cannot be run here; grid can, others need W&B")
     axes = []
@@ -42,10 +35,44 @@ def combinations(file: Path) -> list[list[str]]:
     return [list(combination) for combination in product(*axes)]
 
 
-def run_all(jobs: list[list[str]], overrides: list[str]) -> None:
-    """Run train.py once per combination; the first failure ends the sweep. `overrides` go behind each."""
-    for number, job in enumerate(jobs, start=1):
-        print(f"[{number}/{len(jobs)}] {' '.join(job)}", flush=True)
-        code = subprocess.run([sys.executable, "train.py", *job, *overrides]).returncode
-        if code:
-            raise SystemExit(code)
+def _read(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise ConfigError(f"sweep file '{file}' does not exist")
+    try:
+        content: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{file} is no sweep file: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("parameters"), dict):
+        raise ConfigError(f"{file} is no sweep file: it has no `parameters`")
+    return content
+
+
+def program_of(file: Path) -> Path:
+    """The program that the sweep file names: beside the `configs` folder that the file lies in, or in the working
+    directory. ConfigError if it is in neither."""
+    name = str(_read(file).get("program", "train.py"))
+    roots = [parent.parent for parent in file.resolve().parents if parent.name == "configs"][:1]
+    for place in (places := [*roots, Path.cwd()]):
+        if (place / name).is_file():
+            return place / name
+    raise ConfigError(f"{file}: program={name} is neither in {' nor in '.join(map(str, dict.fromkeys(places)))}")
+
+
+def run_all(jobs: list[list[str]], overrides: list[str], program: Path) -> None:
+    """Run `program` once per combination, `overrides` behind each, and print a table at the end.
+
+    A failed job ends nothing but itself: SystemExit 1 when the others are done. A signal is passed on to the running
+    job, waited for, and ends the sweep: SystemExit 128 + signal.
+    """
+    outcomes = {number: Outcome([*job, *overrides]) for number, job in enumerate(jobs, start=1)}
+    try:
+        with stopped_by_signals():
+            for number, job in enumerate(jobs, start=1):
+                print(f"[{number}/{len(jobs)}] {' '.join(job)}", flush=True)
+                outcomes[number] = run_job([sys.executable, str(program), *job, *overrides], [*job, *overrides])
+                if outcomes[number].status == "stopped":
+                    raise SystemExit(outcomes[number].code)
+    finally:
+        show(outcomes)
+    if failed(outcomes.values()):
+        raise SystemExit(1)

@@ -13,22 +13,29 @@ import sys
 import tempfile
 import time
 import traceback
-from contextlib import ExitStack, suppress
+from argparse import Namespace
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from ticks import jobs
 from ticks.config import (
     ConfigError,
     build,
     check_keys,
+    check_sweep,
     check_targets,
     check_values,
     compose_strictly,
-    expand_sweep,
     with_home_directory,
 )
 from ticks.job import Job, identity_of, planned_job, relative, resumed_job
@@ -37,31 +44,58 @@ from ticks.session import Failures, leave_on_signals, leaving_on_signals
 from ticks.strategy.identity import RANKS, SIZES, Identity, WrongLauncher, unbelieved
 from ticks.strategy.parent import end_with_parent
 from ticks.terminal import forgive
+from ticks.usage import usage
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 USER_MISTAKE = 2  # exit code
-MULTIRUN = ("-m", "--multirun")
+OTHER_CONFIGURATIONS = (
+    "config_name",
+    "config_path",
+    "config_dir",
+    "experimental_rerun",
+    "shell_completion",
+    "hydra_help",
+)
 
 
 def main(config_dir: Path) -> None:
-    """The command line of train.py. Exit code 0; 2 for a mistake in it; 1 for a failure; 128 + signal if stopped."""
+    """The command line of train.py. Exit code 0; 2 for a mistake in it; 1 for a failure, also of one job of several;
+    128 + signal if stopped."""
     forgive()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no C++ stack traces when a worker ends
-    _forget_launchers()
-    arguments = sys.argv[1:] = [with_home_directory(argument) for argument in sys.argv[1:]]
+    with jobs.told():
+        _forget_launchers()
+        _main([with_home_directory(argument) for argument in sys.argv[1:]], config_dir)
+
+
+def _main(arguments: list[str], config_dir: Path) -> None:
+    asked = get_args_parser().parse_intermixed_args(arguments)
+    if asked.help:
+        print(usage(config_dir))
+        return
+    sys.argv[1:] = asked.overrides + [a for a in arguments if a not in asked.overrides]  # Hydra wants them together
+    many = asked.multirun or "hydra.mode=MULTIRUN" in asked.overrides
+    known: list[list[str]] = []
     try:
         check_here()
         resume = {a.partition("=")[2] for a in arguments if a.startswith("resume=")} - {"auto", "null", ""}
-        if resume and not any(a.startswith("-") for a in arguments):  # the run's configuration counts, not this tree's
-            run(resumed_job(Path(resume.pop()), arguments))
+        if resume and asked.overrides == arguments:  # the run's configuration counts, not this tree's
+            _do(resumed_job(Path(resume.pop()), arguments))
             return
-        _check_command_line(arguments, config_dir)
+        _check_flags(asked)
+        if not any(getattr(asked, flag) for flag in OTHER_CONFIGURATIONS):
+            known = check_sweep(asked.overrides, config_dir) if many else []
+            compose_strictly([] if many else asked.overrides, config_dir, place="hydra.run.dir")
     except ConfigError as error:
         _die(error)
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in MULTIRUN)  # Hydra wants it first
-    hydra.main(version_base="1.3", config_path=str(config_dir.resolve()), config_name="train")(_hydra_job)()
+    start = hydra.main(version_base="1.3", config_path=str(config_dir.resolve()), config_name="train")(_hydra_job)
+    try:
+        with jobs.multirun(known) if many else nullcontext():
+            start()
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # of Hydra's flags: jobs' own end in Hydra
+        _die(ConfigError(str(error).splitlines()[0]))
 
 
 def _forget_launchers() -> None:
@@ -76,33 +110,63 @@ def _forget_launchers() -> None:
 
 def _die(error: Exception, code: int = USER_MISTAKE) -> NoReturn:
     print(f"error: {error}", file=sys.stderr, flush=True)
-    sys.exit(code)
+    raise SystemExit(code) from error
 
 
-def _check_command_line(arguments: list[str], config_dir: Path) -> None:
-    """Compose what the command line asks for, every job of a sweep, before anything starts."""
-    flags = [a for a in arguments if a.startswith("-")]
-    overrides = [a for a in arguments if not a.startswith("-")]
-    if not flags:
-        compose_strictly(overrides, config_dir, place="hydra.run.dir")
-    elif set(flags) <= set(MULTIRUN) and not any(o.startswith("hydra/") for o in overrides):
-        for job in expand_sweep(overrides):
-            if (run_dir := compose_strictly(job, config_dir, place="hydra.sweep.dir").run_dir) is not None:
-                raise ConfigError(f"run_dir={run_dir}: each job of a multirun has its own; set hydra.sweep.dir")
+def _check_flags(asked: Namespace) -> None:
+    """ConfigError for flags of Hydra's that it would answer with a stack trace."""
+    one_of = {"--multirun": asked.multirun, "--cfg": asked.cfg, "--info": asked.info, "-sc": asked.shell_completion}
+    if len(given := [flag for flag, value in one_of.items() if value]) > 1:
+        raise ConfigError(f"{', '.join(given)}: only one of them can be given")
+    if asked.config_dir and not Path(asked.config_dir).is_dir():
+        raise ConfigError(f"--config-dir {asked.config_dir}: there is no such directory")
+    if asked.shell_completion and not any(o.startswith(("install=", "uninstall=", "query=")) for o in asked.overrides):
+        raise ConfigError("--shell-completion needs install=SHELL or uninstall=SHELL: bash, fish or zsh")
 
 
-def _hydra_job(config: DictConfig) -> None:
-    """One job of Hydra's: a single run, or one of a sweep."""
-    run_dir: Path | None = None
+def _hydra_job(config: DictConfig) -> float | None:
+    """One job of Hydra's: a single run here, or one of several in a process of its own; what a sweeper learns of it."""
+    about = HydraConfig.get()
+    many = about.mode == RunMode.MULTIRUN
     try:
         check_keys(config, config)
         check_values(config)
         job = planned_job(config)
-        run_dir = Path(job.run_dir)
+    except ConfigError as error:
+        if not many:
+            _die(error)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        outcome = jobs.Outcome(list(about.overrides.task), "failed", message=str(error), code=USER_MISTAKE)
+    else:
+        if not many:
+            _do(job)
+            return None
+        outcome = _in_a_process(job, list(about.overrides.task))
+    jobs.record(about.job.num, outcome)
+    return jobs.for_sweeper(outcome)
+
+
+def _in_a_process(job: Job, overrides: list[str]) -> jobs.Outcome:
+    with tempfile.NamedTemporaryFile("w", prefix="ticks-planned-", suffix=".json") as file:
+        json.dump(asdict(job), file)
+        file.flush()
+        path = os.pathsep.join(entry for entry in sys.path if entry)
+        command = [sys.executable, "-m", "ticks.jobs", file.name]
+        return jobs.run_job(command, overrides, env={"PYTHONPATH": path})
+
+
+def planned(jobfile: Path) -> None:
+    """The entry of a multirun's job."""
+    _do(Job(**json.loads(jobfile.read_text())))
+
+
+def _do(job: Job) -> None:
+    """Run `job` in this process. A mistake leaves no empty directory behind."""
+    jobs.tell(run_dir=str(Path(job.run_dir).resolve()))
+    try:
         run(job)
     except ConfigError as error:
-        if run_dir is not None:
-            discard_if_empty(run_dir)
+        discard_if_empty(Path(job.run_dir))
         _die(error)
 
 
@@ -561,7 +625,7 @@ class _Run:
         while launcher.dead is None and time.monotonic() < deadline:
             time.sleep(0.1)
         if self.failures.tell():
-            sys.exit(self.failures.exit_code)
+            raise SystemExit(self.failures.exit_code) from RuntimeError(self.failures.last)
         if launcher.signum:
             self.status = "stopped"
             sys.exit(128 + launcher.signum)

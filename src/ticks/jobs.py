@@ -1,0 +1,252 @@
+"""Many runs: each in a process of its own, so that none can end another; a table at the end says what became of all.
+
+`train.py -m` and `ticks sweep` start their jobs with `run_job`, which passes signals on and waits. A job's process
+tells the one that waits for it what cannot be read off an exit code: where the run lies, and why it failed.
+"""
+
+import ctypes
+import json
+import math
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ticks.report import summary
+from ticks.session import STOPS, leave_on_signals
+from ticks.strategy.identity import who_am_i
+
+HEADLINE = "val_loss"  # the key of summary.json by which jobs are compared; less is better
+TOLD = "TICKS_TOLD"  # the file in which a job's process tells what it came to
+OUTCOMES = "TICKS_OUTCOMES"  # the folder in which a multirun's jobs, in whatever process, leave their outcomes
+
+
+@dataclass
+class Outcome:
+    """What became of one job. `code` is its exit code, 128 + signal if it was stopped."""
+
+    overrides: list[str]
+    status: str = "not started"  # finished, failed, stopped
+    measure: float | None = None
+    message: str | None = None
+    run_dir: str | None = None
+    code: int = 0
+
+
+# ---- in the process of a job -------------------------------------------------------------------------------------
+
+
+def tell(**facts: str) -> None:
+    """Let the process that waits for this one know `run_dir` or `message`. Nothing if none waits."""
+    if file := os.environ.get(TOLD):
+        with suppress(OSError):  # it waits no longer
+            Path(file).write_text(json.dumps(_told(Path(file)) | facts))
+
+
+def _told(file: Path) -> dict[str, str]:
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Whatever ends this process by an exception is told."""
+    try:
+        yield
+    except SystemExit as left:
+        if left.__cause__ is not None:  # already explained to people
+            tell(message=_one_line(left.__cause__))
+        elif left.code and left.__context__ is not None:
+            tell(message=f"{type(left.__context__).__name__}: {_one_line(left.__context__)}")
+        raise
+    except Exception as error:
+        tell(message=f"{type(error).__name__}: {_one_line(error)}")
+        raise
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+# ---- in the process that waits -----------------------------------------------------------------------------------
+
+
+def run_job(command: Sequence[str], overrides: Sequence[str], *, env: dict[str, str] | None = None) -> Outcome:
+    """Run `command` and wait for it, however it ends; a signal that comes meanwhile is passed on, once.
+
+    The job has a session of its own: a terminal's Ctrl-C reaches it through this process alone. It has its own W&B run
+    as well: an id in the environment can only be meant for one.
+    """
+    outcome = Outcome(list(overrides), "failed")
+    asked: int | None = None
+    process: subprocess.Popen | None = None
+
+    def pass_on(signum: int, frame: Any) -> None:
+        nonlocal asked
+        asked = signum
+        if process is not None:
+            process.send_signal(signum)
+
+    with tempfile.TemporaryDirectory(prefix="ticks-job-") as folder, _on_stop(pass_on):
+        file = Path(folder) / "told.json"
+        own = {name: value for name, value in os.environ.items() if name != "WANDB_RUN_ID"}
+        own |= {TOLD: str(file)} | (env or {})
+        process = subprocess.Popen(command, env=own, start_new_session=True, preexec_fn=_end_with_parent)
+        if asked is not None:  # it came while the process started
+            process.send_signal(asked)
+        code = process.wait()
+        about = _told(file)
+    outcome.run_dir, outcome.message = about.get("run_dir"), about.get("message")
+    outcome.code = code if code >= 0 else 128 - code
+    if asked is not None:
+        outcome.code = 128 + asked
+    if outcome.code - 128 in STOPS:
+        outcome.status = "stopped"
+    elif outcome.code == 0:
+        outcome.status, outcome.measure = "finished", _measure(outcome.run_dir)
+    elif outcome.message is None:
+        what = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        outcome.message = f"the process {what} without a word"
+    return outcome
+
+
+def _end_with_parent() -> None:
+    """Called in a new process: SIGTERM for it when its parent is killed. Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+@contextmanager
+def _on_stop(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Inside, signals that stop a program call `handler`, but for those it was told to ignore (nohup)."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {s: signal.signal(s, handler) for s in STOPS if signal.getsignal(s) is not signal.SIG_IGN}
+    try:
+        yield
+    finally:
+        for signum, previous in before.items():
+            signal.signal(signum, previous)
+
+
+def _measure(run_dir: str | None) -> float | None:
+    try:
+        return summary.read(Path(run_dir or "")).get(HEADLINE)
+    except (OSError, ValueError):
+        return None
+
+
+def for_sweeper(outcome: Outcome) -> float | None:
+    """What a sweeper is to learn of a job: its measure; the worst there is if it failed, so that the sweep goes on and
+    keeps away from there; None if it measured nothing. SystemExit if it was stopped: then all is."""
+    if outcome.status == "stopped":
+        raise SystemExit(outcome.code)
+    return math.inf if outcome.status == "failed" else outcome.measure
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Inside, where no job is running, a signal ends this process with SystemExit 128 + signal."""
+
+    def leave(signum: int, frame: Any) -> None:
+        sys.exit(128 + signum)
+
+    with _on_stop(leave):
+        yield
+
+
+# ---- all of them -------------------------------------------------------------------------------------------------
+
+
+def record(number: int, outcome: Outcome) -> None:
+    """Keep the outcome of a multirun's job for the table at its end."""
+    if folder := os.environ.get(OUTCOMES):
+        with suppress(OSError):  # the job runs on another machine
+            (Path(folder) / f"{number}.json").write_text(json.dumps(asdict(outcome)))
+
+
+@contextmanager
+def multirun(jobs: Sequence[Sequence[str]]) -> Iterator[None]:
+    """Around Hydra's multirun: at its end a table, and SystemExit 1 if a job failed.
+
+    `jobs` are the overrides of each as far as they are known before, so that one that never started is named too.
+    """
+    with tempfile.TemporaryDirectory(prefix="ticks-multirun-") as folder, stopped_by_signals():
+        os.environ[OUTCOMES] = folder
+        try:
+            yield
+        finally:
+            del os.environ[OUTCOMES]
+            outcomes = dict(enumerate(Outcome(list(job)) for job in jobs))
+            for file in Path(folder).glob("*.json"):
+                outcomes[int(file.stem)] = Outcome(**json.loads(file.read_text()))
+            if who_am_i().rank == 0:  # under torchrun every worker counts for itself
+                show(dict(sorted(outcomes.items())))
+    if failed(outcomes.values()):
+        sys.exit(1)
+
+
+def failed(outcomes: Iterable[Outcome]) -> bool:
+    return any(outcome.status == "failed" for outcome in outcomes)
+
+
+def show(outcomes: dict[int, Outcome]) -> None:
+    """Print what became of the jobs, by their numbers: a table, then a line for each that did not finish."""
+    if not outcomes:
+        return
+    console = Console(highlight=False, markup=False)
+    shared: list[str] = []  # overrides that say nothing about one job
+    if len(outcomes) > 1:
+        first, *others = (job.overrides for job in outcomes.values())
+        shared = [override for override in first if all(override in other for other in others)]
+    print()
+    if shared:
+        console.print(f"all jobs: {' '.join(shared)}")
+    if len(folders := {str(Path(job.run_dir).parent) for job in outcomes.values() if job.run_dir}) == 1:
+        console.print(f"runs in {_shown(folders.pop())}", soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("job", justify="right", no_wrap=True)
+    table.add_column("overrides", overflow="fold")
+    table.add_column("status", no_wrap=True)
+    table.add_column(HEADLINE, justify="right", no_wrap=True)
+    table.add_column("run", overflow="fold")
+    for number, job in outcomes.items():
+        own = " ".join(override for override in job.overrides if override not in shared)
+        measure = "-" if job.measure is None else f"{job.measure:.4f}"
+        run = Path(job.run_dir).name if job.run_dir else "-"
+        table.add_row(str(number), own, job.status, measure, run)
+    console.print(table)
+    for number, job in outcomes.items():
+        if job.status == "failed":
+            console.print(f"job {number} failed: {job.message}", soft_wrap=True)
+        if job.status == "stopped" and job.run_dir:
+            again = shlex.quote(f"resume={_shown(job.run_dir)}")
+            console.print(f"job {number} was stopped; go on with it: python train.py {again}", soft_wrap=True)
+    if left := [str(number) for number, job in outcomes.items() if job.status == "not started"]:
+        console.print(f"never started: job {', '.join(left)}; start each with its overrides", soft_wrap=True)
+
+
+def _shown(run_dir: str) -> str:
+    path, here = Path(run_dir), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+if __name__ == "__main__":
+    leave_on_signals()
+    from ticks.terminal import forgive
+    from ticks.train import planned
+
+    forgive()
+    with told():
+        planned(Path(sys.argv[1]))
