@@ -174,7 +174,7 @@ class Awake:
     """Seconds that this process was not stopped: after Ctrl-Z and fg nobody has hung."""
 
     def __init__(self, beat: float) -> None:
-        self._most = 5.0 + 2 * beat  # between two looks
+        self._most = 2 * beat  # between two looks
         self._last, self._sum = time.monotonic(), 0.0
 
     def seconds(self) -> float:
@@ -208,8 +208,11 @@ class Presence:
         connection.set_timeout(timedelta(seconds=hang_seconds))
         self._store = dist.PrefixStore(f"ticks/presence/{name}", connection)
         self._closed = threading.Event()
+        self._beats = 0  # that the store has answered
         self._thread = threading.Thread(target=self._run, name="ticks-presence", daemon=True)
         self._thread.start()
+        if rank != 0:  # torch waits for the answer of a stopped worker 0 without an end
+            threading.Thread(target=self._miss_worker_0, name="ticks-missing", daemon=True).start()
 
     def close(self) -> None:
         """This worker is through: silence means nothing any more."""
@@ -217,17 +220,27 @@ class Presence:
         self._thread.join(5.0)  # it may wait for a store that is gone
 
     def _run(self) -> None:
-        beats, awake = 0, Awake(self.seconds)
+        awake = Awake(self.seconds)
         seen: dict[int, tuple[bytes, float]] = {}  # by worker: its last sign, and when it was new
         try:
-            while not self._closed.wait(self.seconds if beats else 0.0):
-                beats += 1
-                self._store.set(str(self.rank), str(beats))
+            while not self._closed.wait(self.seconds if self._beats else 0.0):
+                self._store.set(str(self.rank), str(self._beats))
+                self._store.check([str(self.rank)])  # waits for an answer
+                self._beats += 1
                 if self.rank == 0:
                     self._watch(seen, awake.seconds())
             self._store.set(str(self.rank), "through")
         except RuntimeError:
             if not self._closed.is_set():
+                self.abort("worker 0 is gone or hangs")
+
+    def _miss_worker_0(self) -> None:
+        awake = Awake(self.seconds)
+        beats, since = -1, 0.0
+        while not self._closed.wait(self.seconds):
+            if self._beats != beats:
+                beats, since = self._beats, awake.seconds()
+            elif awake.seconds() - since > self.hang_seconds:
                 self.abort("worker 0 is gone or hangs")
 
     def _watch(self, seen: dict[int, tuple[bytes, float]], now: float) -> None:
