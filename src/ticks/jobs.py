@@ -201,7 +201,7 @@ def failed(outcomes: Iterable[Outcome]) -> bool:
     return any(outcome.status == "failed" for outcome in outcomes)
 
 
-def show(outcomes: dict[int, Outcome]) -> None:
+def show(outcomes: dict[int, Outcome], *, program: Path = Path("train.py")) -> None:
     """Print what became of the jobs, by their numbers: a table, then a line for each that did not finish."""
     if not outcomes:
         return
@@ -231,8 +231,8 @@ def show(outcomes: dict[int, Outcome]) -> None:
         if job.status == "failed":
             console.print(f"job {number} failed: {job.message}", soft_wrap=True)
         if job.status == "stopped" and job.run_dir:
-            again = shlex.quote(f"resume={_shown(job.run_dir)}")
-            console.print(f"job {number} was stopped; go on with it: python train.py {again}", soft_wrap=True)
+            again = shlex.join([_shown(str(program)), f"resume={_shown(job.run_dir)}"])
+            console.print(f"job {number} was stopped; go on with it: python {again}", soft_wrap=True)
     if left := [str(number) for number, job in outcomes.items() if job.status == "not started"]:
         console.print(f"never started: job {', '.join(left)}; start each with its overrides", soft_wrap=True)
 
