@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from tests.conftest import run_command
+from tests.conftest import only_run, run_command
 from ticks.cli import COMMANDS, main
 from ticks.config import compose_strictly
 
@@ -152,6 +152,29 @@ def test_a_run_is_measured_with_its_own_configuration(ticks, run_without_checkpo
     assert code == 2
     assert override.partition("=")[0] in err
     assert len(err.splitlines()) == 1
+
+
+def test_a_run_is_used_from_another_directory_with_the_paths_it_was_started_with(tmp_path: Path) -> None:
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    home.mkdir()
+    elsewhere.mkdir()
+    for place in (home, elsewhere / "other"):
+        place.mkdir(exist_ok=True)
+        (place / "book.txt").write_text("".join(f"Sentence {i} of a {place.name}.\n\n" for i in range(2000)))
+    small = ("debug=fast", "test=false", "sample_bytes=0", "trainer.max_steps=4")
+    assert run_command(home, *small, "data=text", "data.path=book.txt")[0] == 0
+    run = f"run=../home/{only_run(home).relative_to(home)}"
+    code, output = run_command(elsewhere, "eval", run, program="ticks")
+    assert code == 0, output
+    loss = next(line.split() for line in output.splitlines() if line.startswith("val_loss"))
+    assert loss[1] == loss[3]
+    code, output = run_command(elsewhere, "eval", run, "data.path=other/book.txt", "test=false", program="ticks")
+    assert code == 0, output
+    loss = next(line.split() for line in output.splitlines() if line.startswith("val_loss"))
+    assert loss[1] != loss[3]
+    code, output = run_command(elsewhere, "generate", run, "bytes=5", program="ticks")
+    assert code == 0, output
+    assert [path.name for path in elsewhere.iterdir() if path.is_dir()] == ["other"]
 
 
 def test_the_command_as_users_run_it_ends_the_same_way(tmp_path: Path) -> None:

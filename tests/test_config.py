@@ -19,10 +19,10 @@ from tests.conftest import REPOSITORY, run_command
 from ticks.config import (
     ConfigError,
     build,
+    check_sweep,
     check_targets,
     compose_strictly,
     digest,
-    expand_sweep,
     plain,
     quoted,
     with_home_directory,
@@ -328,6 +328,75 @@ def test_an_interpolation_that_leads_nowhere_is_one_message() -> None:
     messages(error)
 
 
+# ---- several runs -------------------------------------------------------------------------------------------------
+
+
+def sweeps_seeds(configs: Path, values: str, key: str = "seed") -> Path:
+    """configs/ in which train.yaml itself says what is swept."""
+    (configs / "train.yaml").write_text(
+        f"{(configs / 'train.yaml').read_text()}  sweeper:\n    params:\n      {key}: {values}\n"
+    )
+    return configs
+
+
+def test_every_job_of_a_multirun_is_known_before_it_starts(configs: Path) -> None:
+    jobs = check_sweep(["seed=1", "model=glob(rms*)", "hydra.sweep.subdir=x", "task.lr=1e-3,2e-3"], CONFIGS)
+    assert [(job[1], job[2]) for job in jobs] == [
+        ("model=rms", "task.lr=0.001"), ("model=rms", "task.lr=0.002"),
+        ("model=rms_ticks", "task.lr=0.001"), ("model=rms_ticks", "task.lr=0.002"),
+    ]  # fmt: skip
+    assert all(len(job) == 3 for job in jobs)
+    assert check_sweep(["test=false"], sweeps_seeds(configs, "3,4")) == [
+        ["seed=3", "test=False"],
+        ["seed=4", "test=False"],
+    ]
+
+
+def test_a_mistake_in_what_train_yaml_sweeps_is_one_message(configs: Path) -> None:
+    with pytest.raises(ConfigError, match="seed=x must be a whole number"):
+        check_sweep([], sweeps_seeds(configs, "3,x"))
+    with pytest.raises(ConfigError, match=r"cannot be set on the command line: one of .*params=\{seed:1\}") as error:
+        check_sweep(["hydra.sweeper.params={seed:1}"], CONFIGS)
+    messages(error)
+
+
+@pytest.fixture
+def other_sweeper(configs: Path) -> Path:
+    """configs/ with a sweeper that is not Hydra's own."""
+    folder = configs / "hydra" / "sweeper"
+    folder.mkdir(parents=True)
+    (folder / "other.yaml").write_text("_target_: hydra_plugins.other.Sweeper\nparams: null\nn_trials: 3\n")
+    return configs
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["seeed=1"], "unknown key 'seeed'"),
+        (["model=ln,rmss"], "model=rmss is unknown; did you mean 'rms'?"),
+        (["seed=interval(-1,3)"], "seed=-1.0 must be a whole number"),
+        (["seed=0,1,x", "task.lr=interval(1e-4,1e-2)"], "seed=x must be a whole number"),
+        (["hydra.sweeper.n_trails=4"], "hydra.sweeper.n_trails"),
+        (["hydra.sweeper.params={seeed:'interval(1,2)'}"], "unknown key 'seeed'"),
+        (["hydra/launcher=nothing"], "Could not find 'hydra/launcher/nothing'"),
+    ],
+)
+def test_what_another_sweeper_can_choose_is_checked(overrides: list[str], message: str, other_sweeper: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        check_sweep(["hydra/sweeper=other", *overrides], other_sweeper)
+    assert message in messages(error)
+
+
+def test_another_sweeper_may_choose_from_intervals(other_sweeper: Path) -> None:
+    overrides = [
+        "hydra/sweeper=other",
+        "task.lr=interval(1e-4,1e-2)",
+        "model=ln_ticks,rms_ticks",
+        "model.adapter.width=8",
+    ]
+    assert check_sweep(overrides, other_sweeper) == []
+
+
 # ---- digest -------------------------------------------------------------------------------------------------------
 
 
@@ -412,8 +481,36 @@ def test_train_py_ends_with_one_message_and_exit_code_2(overrides: list[str], me
 def test_train_py_names_its_choices_when_asked_for_help(tmp_path: Path) -> None:
     code, output = run_command(tmp_path, "--help")
     assert code == 0
-    assert "layer_norm" in output
+    assert "[layer_norm] none rms_norm" in output
     assert "ln_ticks" in output
+    assert not {"base", "hydra/launcher", "sweep"} & set(output.split())
+    assert max(map(len, output.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--cfg job seeed=1", "unknown key 'seeed'"),
+        ("--info seed=1", "invalid choice: 'seed=1'"),
+        ("--resolve", "--resolve flag can only be used"),
+        ("-m --cfg job", "--multirun, --cfg: only one of them"),
+        ("--config-dir nowhere", "--config-dir nowhere: there is no such directory"),
+        ("--shell-completion", "needs install=SHELL"),
+        ("-m hydra/sweeper=nothing", "Could not find 'hydra/sweeper/nothing'"),
+        ("--nothing", "unrecognized arguments: --nothing"),
+    ],
+)
+def test_a_mistake_with_hydras_flags_is_one_message(arguments: str, message: str, tmp_path: Path) -> None:
+    code, output = run_command(tmp_path, *arguments.split())
+    assert code == 2
+    assert "Traceback" not in output
+    assert message in output.splitlines()[-1]
+    assert not (tmp_path / "logs").exists()
+
+
+def test_flags_may_stand_anywhere(tmp_path: Path) -> None:
+    code, output = run_command(tmp_path, "seed=1", "--cfg", "job", "test=false", "--package", "seed")
+    assert (code, output.splitlines()[-1]) == (0, "1")
 
 
 def test_the_factors_of_a_low_rank_wire_travel_by_any_other() -> None:
@@ -448,7 +545,7 @@ def test_a_name_that_needs_quotes_is_shown_with_them(argument: str, shown: str) 
     assert str(error.value).endswith(shown)
     if "(" in argument:
         with pytest.raises(ConfigError, match="cannot read 'data"):
-            expand_sweep(["data=text", argument])
+            check_sweep(["data=text", argument], REPOSITORY / "configs")
 
 
 def test_a_number_for_a_text_is_shown_quoted() -> None:

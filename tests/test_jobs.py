@@ -28,7 +28,9 @@ def python(code: str) -> list[str]:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_is_passed_on_once_and_waited_for(signum: signal.Signals, tmp_path: Path) -> None:
+def test_a_signal_is_passed_on_once_and_waited_for(
+    signum: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code = f"""
 import signal, sys, time
 came = []
@@ -46,6 +48,7 @@ sys.exit(128 + {signum})
             time.sleep(0.01)
         os.kill(os.getpid(), signum)
 
+    monkeypatch.setattr(signal, "SIG_IGN", object())  # a shell's background jobs and nohup ignore some of them
     before = signal.getsignal(signum)
     threading.Thread(target=interrupt).start()
     outcome = run_job(python(code), ["a=1"])

@@ -17,7 +17,7 @@ from packaging.version import Version
 
 from tests.conftest import REPOSITORY
 from ticks import strategy
-from ticks.config import ConfigError, expand_sweep
+from ticks.config import ConfigError, check_sweep
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 EXTRAS = {extra: [Requirement(r) for r in lines] for extra, lines in PROJECT["optional-dependencies"].items()}
@@ -146,4 +146,4 @@ def test_another_lightning_is_refused_in_one_line_that_says_what_to_install(
 def test_another_hydra_is_refused_in_one_line_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("hydra._internal.core_plugins.basic_sweeper.BasicSweeper")
     with pytest.raises(ConfigError, match=r"^this Hydra is not known here: .*: pip install 'hydra-core==1\.3\.\*'$"):
-        expand_sweep(["seed=0,1"])
+        check_sweep(["seed=0,1"], REPOSITORY / "configs")

@@ -118,7 +118,7 @@ def test_a_command_whose_result_is_lost_says_so(tmp_path: Path) -> None:
 def test_other_workers_forgive_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     called: list[str] = []
     monkeypatch.setattr(train, "forgive", lambda: called.append("forgive"))
-    monkeypatch.setattr(train, "run", lambda job: called.append("run"))
+    monkeypatch.setattr(train, "run", lambda job, jobfile: called.append("run"))
     job = Job("fit", {}, {}, str(tmp_path), "")
     (tmp_path / "job.json").write_text(json.dumps(asdict(job)))
     train.worker(str(tmp_path / "job.json"))

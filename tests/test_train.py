@@ -207,7 +207,7 @@ BAD_INPUT = {
     "+trainer.max_time=00:01:00:00": ("max_time", "give max_steps"),
     "+trainer.limit_train_batches=4": ("limit_train_batches", "use max_steps"),
     "task.betas=[2,3]": ("task.betas=[2, 3]", "from 0 to below 1"),
-    "task.lr=nan": ("task.lr=nan", "finite number"),
+    "task.lr=nan": ("task.lr=nan", "must be a number"),
     "model.d_ff=0": ("model.d_ff=0", "at least 1"),
 }
 

@@ -12,6 +12,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 
 from ticks.config import ConfigError, did_you_mean
@@ -65,6 +66,23 @@ def _run_dir(value: str | None) -> Path:
     return Path(os.path.expanduser(value))
 
 
+def _started_in(run_dir: Path) -> Path:
+    """Where the run was started, to which paths in its configuration are relative; here if its directory was moved."""
+    from ticks.run_directory import load_config
+
+    recorded, lies = Path(str(load_config(run_dir).get("run_dir") or "")), run_dir.resolve()
+    depth = len(recorded.parts)
+    if not depth or recorded.is_absolute() or lies.parts[-depth:] != recorded.parts:
+        return Path.cwd()
+    return lies.parents[depth - 1]
+
+
+def _absolute(override: str) -> str:
+    """An override whose value is the path of a file here, so that it can be read elsewhere too."""
+    key, _, value = override.partition("=")
+    return f"{key}={Path(value).resolve()}" if value and Path(value).is_file() else override
+
+
 def _number(name: str, text: str | None, kind: Callable[[str], float]) -> float:
     """A finite number of at least 0."""
     try:
@@ -96,8 +114,9 @@ def evaluate(arguments: list[str]) -> None:
 
     options, overrides = _options(arguments, run=None)
     run_dir = _run_dir(options["run"])
-    job = resumed_job(run_dir, overrides, mode="eval")
-    metrics = run(job)
+    place, run_dir, overrides = _started_in(run_dir), run_dir.resolve(), [_absolute(o) for o in overrides]
+    with chdir(place):
+        metrics = run(resumed_job(run_dir, overrides, mode="eval"))
     if metrics is None:
         return
     recorded = summary.read(run_dir) if (run_dir / "summary.json").exists() else {}
@@ -132,11 +151,14 @@ def generate(arguments: list[str]) -> None:
     from ticks.config import build
     from ticks.job import resumed_job
 
-    job = resumed_job(_run_dir(options["run"]), [], mode="eval")
-    config = OmegaConf.create(job.config)
-    data = build(config.data, "data")
-    task = build(config.task, "task", model=build(config.model, "model", vocab_size=data.vocab_size))
-    checkpoint = torch.load(str(job.checkpoint), map_location="cpu", weights_only=True)
+    run_dir = _run_dir(options["run"])
+    place, run_dir = _started_in(run_dir), run_dir.resolve()
+    with chdir(place):
+        job = resumed_job(run_dir, [], mode="eval")
+        config = OmegaConf.create(job.config)
+        data = build(config.data, "data")
+        task = build(config.task, "task", model=build(config.model, "model", vocab_size=data.vocab_size))
+        checkpoint = torch.load(str(job.checkpoint), map_location="cpu", weights_only=True)
     task.load_state_dict(checkpoint["state_dict"])
     prompt = data.encode((config.sample_prompt if options["prompt"] is None else options["prompt"]) or "\n")
     print(data.decode(task.generate(prompt, n, temperature=temperature, seed=seed)))

@@ -74,6 +74,9 @@ def _compose_checked(overrides: Sequence[str], config_dir: Path) -> DictConfig:
             base = compose("train", overrides=_without_overlays(parsed, choices, config_dir)) if overlaid else config
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(_explain(error, parsed, config_dir)) from None
+    except (AttributeError, AssertionError) as error:  # OmegaConf's, for a key below a typed null
+        what = str(error).splitlines()[0]
+        raise ConfigError(f"cannot be set on the command line: one of {', '.join(overrides)} ({what})") from None
     added = {o.key_or_group for o in parsed if o.is_add()}
     own = _without_hydra(config.copy())
     check_keys(own, own if base is config else base, added)
@@ -103,7 +106,8 @@ def check_sweep(overrides: Sequence[str], config_dir: Path) -> list[list[str]]:
     else:
         values = [_values(override) for override in parsed]
         first = [options[0] for options in values]
-        jobs = [[*first[:i], value, *first[i + 1 :]] for i, others in enumerate(values) for value in others[1:]]
+        jobs = [[*first[:i], value, *first[i + 1 :]] for i, options in enumerate(values) for value in options[1:]]
+        jobs.insert(0, first)
     for job in jobs:
         if (run_dir := compose_strictly(job, config_dir, place="hydra.sweep.dir").run_dir) is not None:
             raise ConfigError(f"run_dir={run_dir}: each job of a multirun has its own; set hydra.sweep.dir")

@@ -82,8 +82,14 @@ def _one_line(error: BaseException) -> str:
 # ---- in the process that waits -----------------------------------------------------------------------------------
 
 
-def run_job(command: Sequence[str], overrides: Sequence[str], *, env: dict[str, str] | None = None) -> Outcome:
-    """Run `command` and wait for it, however it ends; a signal that comes meanwhile is passed on, once.
+def run_job(
+    command: Sequence[str],
+    overrides: Sequence[str],
+    *,
+    env: dict[str, str] | None = None,
+    directory: str | None = None,
+) -> Outcome:
+    """Run `command` in `directory` and wait for it, however it ends; a signal that comes meanwhile is passed on, once.
 
     The job has a session of its own: a terminal's Ctrl-C reaches it through this process alone. It has its own W&B run
     as well: an id in the environment can only be meant for one.
@@ -102,7 +108,7 @@ def run_job(command: Sequence[str], overrides: Sequence[str], *, env: dict[str, 
         file = Path(folder) / "told.json"
         own = {name: value for name, value in os.environ.items() if name != "WANDB_RUN_ID"}
         own |= {TOLD: str(file)} | (env or {})
-        process = subprocess.Popen(command, env=own, start_new_session=True, preexec_fn=_end_with_parent)
+        process = subprocess.Popen(command, env=own, cwd=directory, start_new_session=True, preexec_fn=_end_with_parent)
         if asked is not None:  # it came while the process started
             process.send_signal(asked)
         code = process.wait()
@@ -201,7 +207,7 @@ def failed(outcomes: Iterable[Outcome]) -> bool:
     return any(outcome.status == "failed" for outcome in outcomes)
 
 
-def show(outcomes: dict[int, Outcome]) -> None:
+def show(outcomes: dict[int, Outcome], *, program: Path = Path("train.py")) -> None:
     """Print what became of the jobs, by their numbers: a table, then a line for each that did not finish."""
     if not outcomes:
         return
@@ -231,8 +237,8 @@ def show(outcomes: dict[int, Outcome]) -> None:
         if job.status == "failed":
             console.print(f"job {number} failed: {job.message}", soft_wrap=True)
         if job.status == "stopped" and job.run_dir:
-            again = shlex.quote(f"resume={_shown(job.run_dir)}")
-            console.print(f"job {number} was stopped; go on with it: python train.py {again}", soft_wrap=True)
+            again = shlex.join([_shown(str(program)), f"resume={_shown(job.run_dir)}"])
+            console.print(f"job {number} was stopped; go on with it: python {again}", soft_wrap=True)
     if left := [str(number) for number, job in outcomes.items() if job.status == "not started"]:
         console.print(f"never started: job {', '.join(left)}; start each with its overrides", soft_wrap=True)
 

@@ -73,6 +73,6 @@ def run_all(jobs: list[list[str]], overrides: list[str], program: Path) -> None:
                 if outcomes[number].status == "stopped":
                     raise SystemExit(outcomes[number].code)
     finally:
-        show(outcomes)
+        show(outcomes, program=program)
     if failed(outcomes.values()):
         raise SystemExit(1)

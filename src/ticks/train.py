@@ -86,8 +86,10 @@ def _main(arguments: list[str], config_dir: Path) -> None:
             return
         _check_flags(asked)
         if not any(getattr(asked, flag) for flag in OTHER_CONFIGURATIONS):
-            known = check_sweep(asked.overrides, config_dir) if many else []
-            compose_strictly([] if many else asked.overrides, config_dir, place="hydra.run.dir")
+            if many:
+                known = check_sweep(asked.overrides, config_dir)
+            else:
+                compose_strictly(asked.overrides, config_dir, place="hydra.run.dir")
     except ConfigError as error:
         _die(error)
     start = hydra.main(version_base="1.3", config_path=str(config_dir.resolve()), config_name="train")(_hydra_job)
@@ -152,7 +154,7 @@ def _in_a_process(job: Job, overrides: list[str]) -> jobs.Outcome:
         file.flush()
         path = os.pathsep.join(entry for entry in sys.path if entry)
         command = [sys.executable, "-m", "ticks.jobs", file.name]
-        return jobs.run_job(command, overrides, env={"PYTHONPATH": path})
+        return jobs.run_job(command, overrides, env={"PYTHONPATH": path}, directory=HydraConfig.get().runtime.cwd)
 
 
 def planned(jobfile: Path) -> None:

@@ -1,10 +1,17 @@
 """Weights & Biases without a network: one id per run directory, the configuration where sweeps cannot reach it, and
 failures that are told. What was logged is read back from W&B's own file."""
 
+import contextlib
+import http.server
+import io
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +19,7 @@ from typing import Any
 import pytest
 from lightning.fabric.loggers.logger import _DummyExperiment as DummyExperiment
 
-from tests.conftest import run_workers
+from tests.conftest import free_port, run_workers
 from ticks.report import wandb as ours
 
 
@@ -110,6 +117,87 @@ def _logger_without_key(run_dir: str, home: str) -> tuple[bool, Any]:
 
 def test_without_a_key_a_run_is_offline_and_uploads_nothing(tmp_path: Path) -> None:
     assert run_workers(1, _logger_without_key, str(tmp_path), str(tmp_path)) == [(True, False)]
+
+
+@pytest.fixture
+def mute_port() -> Iterator[int]:
+    """Accepts, and never answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(20)
+        yield server.getsockname()[1]
+
+
+@pytest.fixture
+def refusing_port() -> Iterator[int]:
+    """Answers 501 to everything."""
+    handler = type("Silent", (http.server.BaseHTTPRequestHandler,), {"log_message": lambda *_: None})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+
+
+def test_whether_a_server_answers_is_known_in_time(
+    mute_port: int, refusing_port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ours.answers(f"http://127.0.0.1:{refusing_port}", 5.0)
+    assert capsys.readouterr().err == ""
+    for port in (mute_port, free_port()):
+        began = time.monotonic()
+        assert not ours.answers(f"http://127.0.0.1:{port}", 0.7)
+        assert 0.5 < time.monotonic() - began < 3
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"http://127.0.0.1:{port} does not answer; going on offline after 0.7 s (logger.wandb.timeout)" in line
+        assert "logger.wandb.offline=true" in line
+
+
+def _log_to(port: int, run_dir: str) -> tuple[float, bool, int, str]:
+    """Seconds until a run had begun, whether it is offline, how many rows it took, what was said."""
+    os.environ |= {"WANDB_BASE_URL": f"http://127.0.0.1:{port}", "WANDB_API_KEY": "a" * 40, "WANDB_SILENT": "true"}
+    began = time.monotonic()
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        logger = ours.wandb_logger(run_dir=run_dir, timeout=0.5)
+        logger.log_metrics({"val/loss": 1.5}, step=0)
+        seconds = time.monotonic() - began
+        files = len(list(Path(run_dir).glob("wandb/offline-run-*/*.wandb")))
+        ours.finish(0)
+    return seconds, logger._log_model, files, said.getvalue()
+
+
+def test_a_server_that_does_not_answer_is_done_without(mute_port: int, tmp_path: Path) -> None:
+    ((seconds, uploads, files, said),) = run_workers(1, _log_to, mute_port, str(tmp_path))
+    assert seconds < 30
+    assert (uploads, files) == (False, 1)
+    how, why = [line for line in said.splitlines() if line.startswith("W&B: ")]
+    assert "WANDB_MODE=offline" in how
+    assert why.endswith("has not answered for 0.5 s; this run is logged offline, `wandb sync` uploads it later")
+
+
+def test_a_server_with_which_no_run_can_be_begun_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import wandb
+
+    def init(**arguments: Any) -> str:
+        if arguments.get("mode") != "offline":
+            raise wandb.errors.CommError("bad gateway\nmore")
+        return "a run"
+
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setattr(ours, "answers", lambda server, seconds: True)
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setattr(wandb, "teardown", lambda: None)
+    assert ours.wandb_logger(run_dir=str(tmp_path)).experiment == "a run"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot be used: bad gateway; this run is logged offline" in line
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
+def test_a_timeout_that_is_no_time_is_refused(tmp_path: Path, timeout: float) -> None:
+    with pytest.raises(ValueError, match=r"timeout=.* must be a number of seconds above 0"):
+        ours.wandb_logger(run_dir=str(tmp_path), timeout=timeout)
 
 
 def test_finishing_without_a_run_is_no_error() -> None:

@@ -1,20 +1,33 @@
 """Weights & Biases through Lightning's WandbLogger: offline without a key, properly finished also on failure."""
 
+import http.client
 import json
 import os
 import secrets
+import ssl
+import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
+ONE_TRY = 5.0  # seconds after which a server that accepts and does not answer is asked again
 
-class _Logger(WandbLogger):
-    """Where W&B's process is gone, training goes on without it: metrics.csv has everything."""
 
-    lost = False
+class UnfailingWandbLogger(WandbLogger):
+    """Goes on offline where the server cannot be reached within `timeout` seconds, and without W&B where its process is
+    gone: metrics.csv has everything."""
+
+    def __init__(self, *, timeout: float, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.timeout = timeout
+        self.lost = False
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if self.lost:
@@ -25,9 +38,59 @@ class _Logger(WandbLogger):
             self.lost = True
             _say_lost(error)
 
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        if self._experiment is not None or self._offline:
+            return super().experiment
+        import wandb
+
+        server = wandb.setup().settings.base_url
+        if not answers(server, self.timeout):
+            self._go_offline(f"{server} has not answered for {self.timeout:g} s")
+            return super().experiment
+        self._wandb_init["settings"] = wandb.Settings(init_timeout=self.timeout)
+        try:
+            return super().experiment
+        except wandb.errors.CommError as error:
+            self._go_offline(f"{server} cannot be used: {str(error).splitlines()[0][:200]}")
+            return super().experiment
+
+    def _go_offline(self, why: str) -> None:
+        import wandb
+
+        wandb.teardown()  # what has begun would hold the run's id
+        print(f"W&B: {why}; this run is logged offline, `wandb sync` uploads it later", file=sys.stderr, flush=True)
+        self._offline = True
+        self._log_model = False
+        self._wandb_init["mode"] = "offline"
+
 
 def _say_lost(error: Exception) -> None:
     print(f"W&B: nothing more is logged there ({type(error).__name__}: {error}); metrics.csv goes on", flush=True)
+
+
+def answers(server: str, seconds: float) -> bool:
+    """Whether anything answers HTTP at `server` within so many seconds; says after a while how not to wait."""
+    began, told = time.monotonic(), False
+    while (left := began + seconds - time.monotonic()) > 0:
+        try:
+            urllib.request.urlopen(server, timeout=min(left, ONE_TRY)).close()
+            return True
+        except urllib.error.HTTPError:  # it refuses, so it is there
+            return True
+        except (OSError, http.client.HTTPException) as error:
+            if isinstance(getattr(error, "reason", None), ssl.SSLError):  # W&B has certificates of its own
+                return True
+        if not told:
+            print(
+                f"W&B: {server} does not answer; going on offline after {seconds:g} s (logger.wandb.timeout), at once"
+                " with logger.wandb.offline=true or WANDB_MODE=offline",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+            told = True
+        time.sleep(max(0.0, min(1.0, began + seconds - time.monotonic())))
+    return False
 
 
 def wandb_logger(
@@ -40,13 +103,17 @@ def wandb_logger(
     tags: list[str] | None = None,
     offline: bool | None = None,
     log_checkpoints: bool = True,
+    timeout: float = 30.0,
 ) -> WandbLogger:
     """A logger whose run has the same id each time `run_dir` is continued.
 
-    `offline` null means: online exactly if a key is there. Online and with `log_checkpoints`, checkpoints become
-    artifacts. Under a W&B agent the agent's own run is continued. On workers other than 0 it is a logger that writes
-    nothing, looks for no key and makes no file.
+    `offline` null means: online exactly if a key is there. A server that does not answer within `timeout` seconds is
+    done without. Online and with `log_checkpoints`, checkpoints become artifacts. Under a W&B agent the agent's own run
+    is continued. On workers other than 0 it is a logger that writes nothing, looks for no key and makes no file.
+    ValueError for a timeout that is no positive number.
     """
+    if not 0 < timeout < float("inf"):
+        raise ValueError(f"timeout={timeout} must be a number of seconds above 0")
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         return WandbLogger(project=project, name=name, save_dir=run_dir, offline=True)
     mode = os.environ.get("WANDB_MODE")
@@ -57,7 +124,8 @@ def wandb_logger(
         if offline:
             print("W&B: no key found, so this run is logged offline; `wandb sync` uploads it later", flush=True)
     wandb_mode = "disabled" if mode == "disabled" else "offline" if offline else None
-    return _Logger(
+    return UnfailingWandbLogger(
+        timeout=timeout,
         project=project,
         entity=entity,
         name=name,
@@ -100,8 +168,6 @@ def log_config(loggers: list[Any], config: dict[str, Any], coordinates: dict[str
 
 def finish(exit_code: int) -> None:
     """End the process's W&B run, if there is one, as finished (0) or failed."""
-    import sys
-
     if (wandb := sys.modules.get("wandb")) is not None and wandb.run is not None:
         try:
             wandb.finish(exit_code=exit_code)
