@@ -78,8 +78,10 @@ def _main(arguments: list[str], config_dir: Path) -> None:
             return
         _check_flags(asked)
         if not any(getattr(asked, flag) for flag in OTHER_CONFIGURATIONS):
-            known = check_sweep(asked.overrides, config_dir) if many else []
-            compose_strictly([] if many else asked.overrides, config_dir)
+            if many:
+                known = check_sweep(asked.overrides, config_dir)
+            else:
+                compose_strictly(asked.overrides, config_dir)
     except ConfigError as error:
         _die(error)
     start = hydra.main(version_base="1.3", config_path=str(config_dir.resolve()), config_name="train")(_hydra_job)
