@@ -200,7 +200,7 @@ class Fake(Sweeper):
         self.config = config
     def sweep(self, arguments):
         for i in range(self.n):
-            (job,) = self.launcher.launch([[f"seed={i}"]], initial_job_idx=i)
+            (job,) = self.launcher.launch([[f"seed={-1 if i == 2 else i}"]], initial_job_idx=i)
             print("learned", job.return_value)
 
 def run_job(command, overrides, **options):
@@ -213,7 +213,7 @@ jobs.run_job = run_job
 """
 
 
-@pytest.mark.parametrize(("n", "code", "learned"), [(3, 1, ["0.5", "inf", "0.5"]), (5, 143, ["0.5", "inf", "0.5"])])
+@pytest.mark.parametrize(("n", "code", "learned"), [(3, 1, ["0.5", "inf", "inf"]), (5, 143, ["0.5", "inf", "inf"])])
 def test_another_sweeper_learns_what_became_of_each_job(n: int, code: int, learned: list[str], tmp_path: Path) -> None:
     plugin = tmp_path / "plugins" / "hydra_plugins"
     plugin.mkdir(parents=True)
@@ -233,6 +233,7 @@ def test_another_sweeper_learns_what_became_of_each_job(n: int, code: int, learn
     assert done.returncode == code, done.stdout + done.stderr
     assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("learned")] == learned
     assert "job 1 failed: nan" in done.stdout
+    assert "job 2 failed: seed=-1 must be a whole number" in done.stdout  # found before a process was started
 
 
 def test_an_outcome_without_a_multirun_around_it_is_not_kept() -> None:

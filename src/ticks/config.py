@@ -183,7 +183,7 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
 
 def _parse_one(text: str, loader: Any = None) -> Override:
     try:
-        override = OverridesParser.create(config_loader=loader).parse_override(text)
+        (override,) = OverridesParser.create(config_loader=loader).parse_overrides([text])
     except HydraException:
         override = None
     if override is None or not override.key_or_group:
