@@ -13,8 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,8 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ticks.report import summary
-from ticks.session import STOPS, leave_on_signals
+from ticks.session import STOPS, acting_on_signals, exit_by_signal, leave_on_signals
 from ticks.strategy.identity import who_am_i
+from ticks.strategy.parent import PR_SET_PDEATHSIG
 
 HEADLINE = "val_loss"  # the key of summary.json by which jobs are compared; less is better
 TOLD = "TICKS_TOLD"  # the file in which a job's process tells what it came to
@@ -104,7 +104,7 @@ def run_job(
         if process is not None:
             process.send_signal(signum)
 
-    with tempfile.TemporaryDirectory(prefix="ticks-job-") as folder, _on_stop(pass_on):
+    with tempfile.TemporaryDirectory(prefix="ticks-job-") as folder, acting_on_signals(pass_on):
         file = Path(folder) / "told.json"
         own = {name: value for name, value in os.environ.items() if name != "WANDB_RUN_ID"}
         own |= {TOLD: str(file)} | (env or {})
@@ -130,20 +130,7 @@ def run_job(
 def _end_with_parent() -> None:
     """Called in a new process: SIGTERM for it when its parent is killed. Linux only."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-
-
-@contextmanager
-def _on_stop(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Inside, signals that stop a program call `handler`, but for those it was told to ignore (nohup)."""
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {s: signal.signal(s, handler) for s in STOPS if signal.getsignal(s) is not signal.SIG_IGN}
-    try:
-        yield
-    finally:
-        for signum, previous in before.items():
-            signal.signal(signum, previous)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _measure(run_dir: str | None) -> float | None:
@@ -159,17 +146,6 @@ def for_sweeper(outcome: Outcome) -> float | None:
     if outcome.status == "stopped":
         raise SystemExit(outcome.code)
     return math.inf if outcome.status == "failed" else outcome.measure
-
-
-@contextmanager
-def stopped_by_signals() -> Iterator[None]:
-    """Inside, where no job is running, a signal ends this process with SystemExit 128 + signal."""
-
-    def leave(signum: int, frame: Any) -> None:
-        sys.exit(128 + signum)
-
-    with _on_stop(leave):
-        yield
 
 
 # ---- all of them -------------------------------------------------------------------------------------------------
@@ -188,7 +164,7 @@ def multirun(jobs: Sequence[Sequence[str]]) -> Iterator[None]:
 
     `jobs` are the overrides of each as far as they are known before, so that one that never started is named too.
     """
-    with tempfile.TemporaryDirectory(prefix="ticks-multirun-") as folder, stopped_by_signals():
+    with tempfile.TemporaryDirectory(prefix="ticks-multirun-") as folder, acting_on_signals(exit_by_signal):
         os.environ[OUTCOMES] = folder
         try:
             yield

@@ -43,7 +43,19 @@ def _install(act: Callable[[int, Any], Any]) -> dict[int, Any]:
     return before
 
 
-def _exit(signum: int, frame: Any) -> NoReturn:
+@contextmanager
+def acting_on_signals(act: Callable[[int, Any], Any]) -> Iterator[None]:
+    """In the block a signal calls `act`, but for those that are ignored. Outside the main thread nothing is changed."""
+    before = _install(act) if threading.current_thread() is threading.main_thread() else {}
+    try:
+        yield
+    finally:
+        for signum, had in before.items():
+            signal.signal(signum, had)
+
+
+def exit_by_signal(signum: int, frame: Any) -> NoReturn:
+    """A handler: SystemExit 128 + signal."""
     sys.exit(128 + signum)
 
 
@@ -61,14 +73,12 @@ def leaving_on_signals(*, agreed: Callable[[], bool], give_up: Callable[[int], N
     receiver, sender = os.pipe()
     os.set_blocking(sender, False)
     wakeup_before = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
-    handlers = _install(_exit)
     thread = threading.Thread(target=_see_to_it, args=(receiver, agreed, give_up), name="ticks-signals", daemon=True)
     thread.start()
     try:
-        yield
+        with acting_on_signals(exit_by_signal):
+            yield
     finally:
-        for signum, had in handlers.items():
-            signal.signal(signum, had)
         signal.set_wakeup_fd(wakeup_before)
         os.close(sender)  # the thread reads the end and ends
         thread.join()

@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ticks.config import ConfigError
-from ticks.jobs import Outcome, failed, run_job, show, stopped_by_signals
+from ticks.jobs import Outcome, failed, run_job, show
+from ticks.session import acting_on_signals, exit_by_signal
 
 
 def combinations(file: Path) -> list[list[str]]:
@@ -66,7 +67,7 @@ def run_all(jobs: list[list[str]], overrides: list[str], program: Path) -> None:
     """
     outcomes = {number: Outcome([*job, *overrides]) for number, job in enumerate(jobs, start=1)}
     try:
-        with stopped_by_signals():
+        with acting_on_signals(exit_by_signal):
             for number, job in enumerate(jobs, start=1):
                 print(f"[{number}/{len(jobs)}] {' '.join(job)}", flush=True)
                 outcomes[number] = run_job([sys.executable, str(program), *job, *overrides], [*job, *overrides])
