@@ -57,6 +57,23 @@ class StopsBetweenSteps(Protocol):
         """Entered for each validation inside training."""
 
 
+_connection: tuple[Any, Any] | None = None  # the process group's store, and a second connection to it
+
+
+def connection_of_threads(seconds: float) -> Any:
+    """A connection to the process group's store that the main thread does not use: it may wait there.
+
+    One for all threads and fits: torch asks for a name of the address at each new one, which a bad name server answers
+    after 5 seconds.
+    """
+    global _connection
+    base: Any = dist.distributed_c10d._get_default_store()
+    if _connection is None or _connection[0] is not base:
+        _connection = (base, base.clone() if hasattr(base, "clone") else base)
+    _connection[1].set_timeout(timedelta(seconds=seconds))
+    return _connection[1]
+
+
 class Heartbeat:
     """One worker's thread. `state()` is how many steps are done and whether this worker waits in a message.
 
@@ -97,9 +114,7 @@ class Heartbeat:
         base: Any = dist.distributed_c10d._get_default_store()
         prefix = f"ticks/heartbeat/{self.name}"
         self._store = dist.PrefixStore(prefix, base)
-        own_connection = base.clone() if hasattr(base, "clone") else base
-        own_connection.set_timeout(timedelta(seconds=self.hang_seconds))
-        self._thread_store = dist.PrefixStore(prefix, own_connection)
+        self._thread_store = dist.PrefixStore(prefix, connection_of_threads(self.hang_seconds))
         self._thread = threading.Thread(target=self._run, name="ticks-heartbeat", daemon=True)
         self._thread.start()
 
@@ -203,10 +218,7 @@ class Presence:
         self.rank, self.world_size = rank, world_size
         self.seconds, self.hang_seconds = seconds, hang_seconds
         self.abort = abort
-        base: Any = dist.distributed_c10d._get_default_store()
-        connection = base.clone() if hasattr(base, "clone") else base
-        connection.set_timeout(timedelta(seconds=hang_seconds))
-        self._store = dist.PrefixStore(f"ticks/presence/{name}", connection)
+        self._store = dist.PrefixStore(f"ticks/presence/{name}", connection_of_threads(hang_seconds))
         self._closed = threading.Event()
         self._beats = 0  # that the store has answered
         self._thread = threading.Thread(target=self._run, name="ticks-presence", daemon=True)
