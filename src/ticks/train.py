@@ -63,7 +63,6 @@ OTHER_CONFIGURATIONS = (
 def main(config_dir: Path) -> None:
     """The command line of train.py. Exit code 0; 2 for a mistake in it; 1 for a failure, also of one job of several;
     128 + signal if stopped."""
-    leave_on_signals()
     forgive()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no C++ stack traces when a worker ends
     with jobs.told():

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tests.conftest import REPOSITORY
 from tests.faults.plan import Moment
+from ticks.session import leave_on_signals
 
 MARK = "TICKS_FAULTS_RUN"
 SCRIPTS = {"ticks": REPOSITORY / "train.py", "lightning": Path(__file__).with_name("plain_lightning.py")}
@@ -112,6 +113,7 @@ class Run:
         sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
         sys.argv = [str(REPOSITORY / "train.py"), *self.arguments]
         self._limit()
+        leave_on_signals()  # as train.py does before it imports anything that takes time
         from ticks.train import main
 
         main(REPOSITORY / "configs")
