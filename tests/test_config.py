@@ -177,6 +177,12 @@ def test_a_seed_of_zero_is_respected() -> None:
         (["callbacks.checkpoint=off"], "callbacks.checkpoint=off must be a class to build"),
         (["model.dropout=nan"], "model.dropout=nan must be a number"),
         (["task.betas=[0.9,nan]"], "task.betas[1]=nan must be a number"),
+        (["trainer.num_nodes=-inf"], "trainer.num_nodes=-inf must be a whole number of at least 1"),
+        (["run_dir={a:1}"], "run_dir={'a': 1} must be the path of a directory"),
+        (
+            ["data.eval_batch_size=99999999999999999999999"],
+            "data.eval_batch_size=99999999999999999999999 is beyond 64 bits",
+        ),
         (["~trainer.devices"], "trainer.devices is missing: give it a value, or null"),
         (["~seed"], "seed is missing"),
         (["+callbacks.stop._targt_=a.B"], "did you mean '_target_' instead of '_targt_'?"),

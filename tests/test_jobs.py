@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,6 +58,34 @@ sys.exit(128 + {signum})
     assert signal.getsignal(signum) == before
 
 
+def test_a_signal_that_comes_while_a_job_starts_is_passed_on_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = f"""
+import signal, sys, time
+came = []
+signal.signal(signal.SIGTERM, lambda *_: came.append(1))
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+time.sleep(0.5)
+open({str(tmp_path / "came")!r}, "w").write(str(len(came)))"""
+
+    def popen(*arguments: Any, **options: Any) -> subprocess.Popen:
+        process = real(*arguments, **options)
+        os.kill(os.getpid(), signal.SIGTERM)  # the handler runs now, or as soon as signals are not blocked any more
+        return process
+
+    real = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    outcome = run_job(python(code), [], deaf=True)
+    assert (outcome.status, outcome.code, outcome.all_asked) == ("stopped", 143, True)
+    assert (tmp_path / "came").read_text() == "1"
+
+
+def test_a_deaf_job_starts_with_signals_blocked_and_others_do_not() -> None:
+    code = "import signal, sys; sys.exit(len(signal.pthread_sigmask(signal.SIG_BLOCK, [])))"
+    assert [run_job(python(code), [], deaf=deaf).code for deaf in (True, False)] == [3, 0]
+
+
 def test_a_terminals_ctrl_c_reaches_a_job_through_its_parent_alone() -> None:
     code = "import os, sys; sys.exit(os.getsid(0) == int(sys.argv[1]) or os.getpgid(0) == int(sys.argv[2]))"
     assert run_job([*python(code), str(os.getsid(0)), str(os.getpgid(0))], []).status == "finished"
@@ -76,8 +105,14 @@ def test_a_job_that_dies_has_failed_and_says_how(code: str, message: str) -> Non
 
 def test_a_killed_parent_leaves_no_job_behind(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
-    code = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
-    parent = mp.get_context("fork").Process(target=run_job, args=(python(code), []))
+    code = f"""
+import os, time
+from ticks.strategy.parent import end_with_parent
+end_with_parent()
+open({str(pid)!r}, "w").write(str(os.getpid()))
+time.sleep(60)"""
+    env = {"PYTHONPATH": str(REPOSITORY / "src")}
+    parent = mp.get_context("fork").Process(target=run_job, args=(python(code), []), kwargs={"env": env})
     parent.start()
     while not (pid.exists() and pid.read_text()):
         time.sleep(0.01)
@@ -129,8 +164,14 @@ def test_a_sweeper_learns_the_measure_or_the_worst_there_is() -> None:
     assert for_sweeper(Outcome([], "finished", measure=1.5)) == 1.5
     assert for_sweeper(Outcome([], "finished")) is None
     assert for_sweeper(Outcome([], "failed")) == math.inf  # Optuna aborts at nan, and learns nothing from None
+    assert for_sweeper(Outcome([], "stopped", code=143)) == math.inf  # somebody stopped this one alone
     with pytest.raises(SystemExit, match="143"):
-        for_sweeper(Outcome([], "stopped", code=143))
+        for_sweeper(Outcome([], "stopped", code=143, all_asked=True))
+
+
+def test_a_job_that_is_stopped_alone_was_not_asked_for_all() -> None:
+    outcome = run_job(python("import os; os.kill(os.getpid(), 15)"), [])
+    assert (outcome.status, outcome.code, outcome.all_asked) == ("stopped", 143, False)
 
 
 # ---- the table ---------------------------------------------------------------------------------------------------
@@ -206,7 +247,7 @@ class Fake(Sweeper):
 def run_job(command, overrides, **options):
     seed = int(overrides[-1].removeprefix("seed="))
     if seed == 3:
-        return jobs.Outcome(overrides, "stopped", code=143)
+        return jobs.Outcome(overrides, "stopped", code=143, all_asked=True)
     return jobs.Outcome(overrides, "failed", message="nan") if seed == 1 else jobs.Outcome(overrides, "finished", 0.5)
 
 jobs.run_job = run_job

@@ -1,5 +1,6 @@
 """What surrounds a run: signals outside training, what workers say when they fail, workers whose parent is gone."""
 
+import errno
 import os
 import re
 import signal
@@ -7,13 +8,16 @@ import subprocess
 import sys
 import textwrap
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, Command, only_run, run_command
+from tests.conftest import REPOSITORY, Command, free_port, only_run, run_command
 from tests.test_shutdown import gone
-from ticks import session
+from ticks import jobs, session, train
+from ticks.config import ConfigError
+from ticks.job import Job
 from ticks.session import Failures
 from ticks.strategy import meeting
 
@@ -30,7 +34,12 @@ CALLBACKS = """
             self.how, self.ranks = how, ranks
         def on_train_start(self, trainer, module):
             if trainer.global_rank in self.ranks:
-                raise MisconfigurationException("it wants a logger") if self.how == "mistake" else KeyError("a bug")
+                raise {
+                    "mistake": MisconfigurationException("it wants a logger"),
+                    "bug": KeyError("a bug"),
+                    "socket": RuntimeError("the socket of my own database is gone"),
+                    "memory": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 4096000000 bytes"),
+                }[self.how]
 
     class Deaf(Callback):  # waits where no handler of Python's runs
         def on_fit_start(self, trainer, module):
@@ -88,6 +97,104 @@ def test_worker_0_shows_every_text_once_with_who_said_it(tmp_path: Path, capfd: 
     assert of_worker_0.exit_code == 2
     assert capfd.readouterr().err == "error: workers 1, 3: no space\n"
     assert not of_worker_0.tell()
+
+
+def test_a_broken_connection_is_shown_where_nothing_else_was_said(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Failures(tmp_path).report(1, "RuntimeError: NCCL error: unhandled cuda error", broken=True)
+    Failures(tmp_path).report(2, "KeyError: 'a bug'")
+    of_worker_0 = Failures(tmp_path)
+    assert of_worker_0.tell()
+    assert capfd.readouterr().err == "error: worker 2: KeyError: 'a bug'\n"
+    assert of_worker_0.tell(broken=True)
+    assert capfd.readouterr().err == "error: worker 1: RuntimeError: NCCL error: unhandled cuda error\n"
+
+
+def test_a_bug_that_reads_like_a_broken_connection_is_shown(tmp_path: Path) -> None:
+    code, output = failing(tmp_path, "socket", "[1]", workers=2)
+    assert code == 1, output
+    assert output.splitlines()[3] == "error: worker 1: RuntimeError: the socket of my own database is gone"
+    assert output.count("Traceback") == 1, output
+
+
+def test_out_of_memory_is_one_line(tmp_path: Path) -> None:
+    code, output = failing(tmp_path, "memory", "[0,1]", workers=2)
+    assert code == 1, output
+    (line,) = output.splitlines()[3:]
+    assert line.startswith("error: out of memory: ")
+    assert "data.global_batch_size" in line
+
+
+def test_no_directory_is_left_of_a_run_that_never_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(job: Job) -> None:
+        Path(job.run_dir).mkdir()
+        raise KeyError("before anything was written")
+
+    monkeypatch.setattr(train, "run", fails)
+    with pytest.raises(KeyError):
+        train._do(Job("fit", {}, {}, str(tmp_path / "run"), ""))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_temporary_directory_that_is_full_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("TMPDIR", "/small")
+    monkeypatch.setattr(Path, "write_text", full)
+    message = "TMPDIR=/small cannot be used: No space left on device"
+    with pytest.raises(ConfigError, match=message), jobs.scratch_directory({"job.json": "{}"}):
+        pass
+
+
+def test_a_handler_of_cs_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, real = signal.getsignal(signal.SIGHUP), signal.getsignal
+    monkeypatch.setattr(signal, "getsignal", lambda signum: None if signum == signal.SIGHUP else real(signum))
+    with session.acting_on_signals(lambda *_: None):
+        assert real(signal.SIGHUP) == before
+    assert real(signal.SIGHUP) == before
+
+
+@pytest.mark.parametrize("module", ["ticks.__main__", "ticks.session"])
+def test_signals_can_be_taken_before_anything_else_is_imported(module: str) -> None:
+    code = (
+        f"import {module}, sys; print(sorted({{'hydra', 'omegaconf', 'rich', 'yaml', 'torch'}} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_a_worker_of_a_thread_that_ends_lives_on_and_ends_with_the_process(tmp_path: Path) -> None:
+    child = f"""
+import time
+from ticks.strategy.parent import end_with_parent
+end_with_parent()
+open({str(tmp_path / "ready")!r}, "w").close()
+time.sleep(60)"""
+    code = f"""
+import os, subprocess, sys, threading, time
+from ticks.strategy.identity import Identity
+me = Identity("worker", 1, 1, 0, 2, process=os.getpid(), by_main_thread=False)
+children = []
+def start():
+    children.append(subprocess.Popen([sys.executable, "-c", {child!r}], env=os.environ | me.to_environment()))
+    while not os.path.exists({str(tmp_path / "ready")!r}):
+        time.sleep(0.01)
+thread = threading.Thread(target=start)
+thread.start()
+thread.join()
+time.sleep(1.5)
+print(children[0].pid, children[0].poll(), flush=True)
+os._exit(0)"""
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=30)
+    pid, code_of_child = done.stdout.split()
+    assert code_of_child == "None"
+    deadline = time.monotonic() + 5
+    stat = Path("/proc") / pid / "stat"
+    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def children(pid: int) -> list[int]:
@@ -229,6 +336,26 @@ def test_a_worker_that_waits_for_a_worker_0_that_is_not_there_can_be_stopped(
     assert command.end(20) == 143, command.output
     assert time.monotonic() - began < 5
     assert "Traceback" not in command.output
+
+
+def test_worker_0_does_not_go_by_the_name_that_others_find_it_under(tmp_path: Path) -> None:
+    """If that is another machine's, torch would wait for it, where no signal is heard."""
+    by_hand = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "10.255.255.1",
+               "MASTER_PORT": str(free_port())}  # fmt: skip
+    began = time.monotonic()
+    store = meeting.host(int(by_hand["MASTER_PORT"]), timedelta(seconds=60))
+    assert time.monotonic() - began < 2
+    meeting.join("127.0.0.2", store.port, timedelta(seconds=5), who="worker 1").set("here", "yes")  # any of its names
+    assert store.get("here") == b"yes"
+    del store
+    script = tmp_path / "waits.py"
+    script.write_text(f"{SNIPPET}\ntrain(2)\n")
+    command = subprocess.Popen([sys.executable, str(script)], cwd=tmp_path, env=os.environ | by_hand)
+    time.sleep(6.0)  # it imports torch, then waits for worker 1
+    began = time.monotonic()
+    command.terminate()
+    command.wait(30)
+    assert time.monotonic() - began < 5
 
 
 SNIPPET = """

@@ -80,6 +80,16 @@ def test_ctrl_c_stops_like_sigterm_with_code_130(tmp_path: Path) -> None:
     assert (only_run(tmp_path) / "checkpoints" / "stopped.ckpt").exists()
 
 
+def test_a_lost_terminal_stops_a_run_whose_loader_has_processes_of_its_own(tmp_path: Path) -> None:
+    command = start(tmp_path, "data.num_workers=1")
+    began = time.monotonic()
+    os.killpg(command.process.pid, signal.SIGHUP)
+    assert command.end(20) == 129, command.output
+    gone(command, began)
+    assert (only_run(tmp_path) / "checkpoints" / "stopped.ckpt").exists()
+    assert "Traceback" not in command.output, command.output
+
+
 @pytest.mark.parametrize("victim", ["worker 1", "worker 0"])
 def test_sigkill_of_one_worker_ends_all_with_a_failure(victim: str, tmp_path: Path) -> None:
     command = start(tmp_path)

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from ticks.config import ConfigError, did_you_mean
 from ticks.run_directory import check_here
-from ticks.session import leave_on_signals
 from ticks.terminal import forgive, lost_output
 
 HELP = ("-h", "--help")
@@ -25,7 +24,6 @@ HELP = ("-h", "--help")
 
 def main() -> None:
     """Exit code 0; 2 for a mistake on the command line, told in one line; 1 for a failure."""
-    leave_on_signals()
     forgive()
     arguments = sys.argv[1:]
     if arguments[:1] == ["help"]:
@@ -219,6 +217,3 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "report": report,
     "sweep": sweep,
 }
-
-if __name__ == "__main__":
-    main()

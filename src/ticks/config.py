@@ -258,20 +258,28 @@ def check_values(config: DictConfig) -> None:
         raise ConfigError(f"test={config.get('test')} must be true or false")
     if not re.fullmatch(r"[\w.+=,-]+", name := str(config.get("name") or "")):
         raise ConfigError(f"name={name} must be a part of a directory's name: letters, digits and . + = , - _")
-    _refuse_nan(config, "")
+    nodes = (config.get("trainer") or {}).get("num_nodes", 1)
+    if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 1:
+        raise ConfigError(f"trainer.num_nodes={nodes} must be a whole number of at least 1")
+    if isinstance(place := config.get("run_dir"), DictConfig | ListConfig):
+        raise ConfigError(f"run_dir={place} must be the path of a directory")
+    _refuse_no_number(config, "")
 
 
-def _refuse_nan(node: Any, path: str) -> None:
-    """ConfigError for nan, wherever it stands: it slips through every comparison that could refuse it later."""
+def _refuse_no_number(node: Any, path: str) -> None:
+    """ConfigError for nan, wherever it stands, since it slips through every comparison that could refuse it later, and
+    for whole numbers that only Python can hold."""
     keys: Iterable[Any] = range(len(node)) if isinstance(node, ListConfig) else node
     for key in keys:
         value = node._get_node(key)
         here = f"{path}[{key}]" if isinstance(node, ListConfig) else f"{path}{'.' if path else ''}{key!s}"
         if isinstance(value, DictConfig | ListConfig):
             if not (value._is_none() or value._is_missing() or value._is_interpolation()):
-                _refuse_nan(value, here)
-        elif isinstance(value._value(), float) and math.isnan(value._value()):
+                _refuse_no_number(value, here)
+        elif isinstance(number := value._value(), float) and math.isnan(number):
             raise ConfigError(f"{here}=nan must be a number")
+        elif isinstance(number, int) and not -(2**63) <= number < 2**63:
+            raise ConfigError(f"{here}={number} is beyond 64 bits: write it as 1e30 is written if it need not be whole")
 
 
 def _check_below(node: Any, base: Any, path: str, added: set[str]) -> None:

@@ -4,7 +4,6 @@
 tells the one that waits for it what cannot be read off an exit code: where the run lies, and why it failed.
 """
 
-import ctypes
 import json
 import math
 import os
@@ -13,8 +12,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ticks.config import ConfigError
 from ticks.report import summary
-from ticks.session import STOPS, acting_on_signals, exit_by_signal, leave_on_signals
+from ticks.session import acting_on_signals, exit_by_signal, leave_on_signals
+from ticks.strategy.exits import STOPS, exit_in_words
 from ticks.strategy.identity import who_am_i
-from ticks.strategy.parent import PR_SET_PDEATHSIG
+from ticks.strategy.parent import JOB, end_with_parent
 
 HEADLINE = "val_loss"  # the key of summary.json by which jobs are compared; less is better
 TOLD = "TICKS_TOLD"  # the file in which a job's process tells what it came to
@@ -43,6 +44,7 @@ class Outcome:
     message: str | None = None
     run_dir: str | None = None
     code: int = 0
+    all_asked: bool = False  # to stop: the process that waits for it, and so what would come after it
 
 
 # ---- in the process of a job -------------------------------------------------------------------------------------
@@ -79,6 +81,20 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+@contextmanager
+def scratch_directory(files: Mapping[str, str] | None = None) -> Iterator[Path]:
+    """A temporary directory with `files` (name: text) in it. ConfigError where there can be none."""
+    with ExitStack() as stack:
+        try:
+            name = stack.enter_context(tempfile.TemporaryDirectory(prefix="ticks-job-", ignore_cleanup_errors=True))
+            for file, text in (files or {}).items():
+                (Path(name) / file).write_text(text)
+        except OSError as error:
+            place = os.environ.get("TMPDIR") or "/tmp"
+            raise ConfigError(f"the temporary directory TMPDIR={place} cannot be used: {error.strerror}") from None
+        yield Path(name)
+
+
 # ---- in the process that waits -----------------------------------------------------------------------------------
 
 
@@ -88,49 +104,52 @@ def run_job(
     *,
     env: dict[str, str] | None = None,
     directory: str | None = None,
+    deaf: bool = False,
 ) -> Outcome:
     """Run `command` in `directory` and wait for it, however it ends; a signal that comes meanwhile is passed on, once.
 
     The job has a session of its own: a terminal's Ctrl-C reaches it through this process alone. It has its own W&B run
-    as well: an id in the environment can only be meant for one.
+    as well: an id in the environment can only be meant for one. A `deaf` one starts with signals blocked, and unblocks
+    them once it can take them.
     """
     outcome = Outcome(list(overrides), "failed")
     asked: int | None = None
+    to_pass_on: list[int] = []
     process: subprocess.Popen | None = None
 
-    def pass_on(signum: int, frame: Any) -> None:
+    def pass_on() -> None:
+        while process is not None and to_pass_on:
+            process.send_signal(to_pass_on.pop())
+
+    def came(signum: int, frame: Any) -> None:
         nonlocal asked
         asked = signum
-        if process is not None:
-            process.send_signal(signum)
+        to_pass_on.append(signum)
+        pass_on()
 
-    with tempfile.TemporaryDirectory(prefix="ticks-job-") as folder, acting_on_signals(pass_on):
-        file = Path(folder) / "told.json"
+    with scratch_directory() as folder, acting_on_signals(came):
+        file = folder / "told.json"
         own = {name: value for name, value in os.environ.items() if name != "WANDB_RUN_ID"}
-        own |= {TOLD: str(file)} | (env or {})
-        process = subprocess.Popen(command, env=own, cwd=directory, start_new_session=True, preexec_fn=_end_with_parent)
-        if asked is not None:  # it came while the process started
-            process.send_signal(asked)
+        own |= {TOLD: str(file), JOB: str(os.getpid())} | (env or {})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS if deaf else ())
+        try:
+            process = subprocess.Popen(command, env=own, cwd=directory, start_new_session=True)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        pass_on()  # what came while the process started
         code = process.wait()
         about = _told(file)
     outcome.run_dir, outcome.message = about.get("run_dir"), about.get("message")
     outcome.code = code if code >= 0 else 128 - code
     if asked is not None:
-        outcome.code = 128 + asked
+        outcome.code, outcome.all_asked = 128 + asked, True
     if outcome.code - 128 in STOPS:
         outcome.status = "stopped"
     elif outcome.code == 0:
         outcome.status, outcome.measure = "finished", _measure(outcome.run_dir)
     elif outcome.message is None:
-        what = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        outcome.message = f"the process {what} without a word"
+        outcome.message = f"the process {exit_in_words(code)} without a word"
     return outcome
-
-
-def _end_with_parent() -> None:
-    """Called in a new process: SIGTERM for it when its parent is killed. Linux only."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _measure(run_dir: str | None) -> float | None:
@@ -141,11 +160,11 @@ def _measure(run_dir: str | None) -> float | None:
 
 
 def for_sweeper(outcome: Outcome) -> float | None:
-    """What a sweeper is to learn of a job: its measure; the worst there is if it failed, so that the sweep goes on and
-    keeps away from there; None if it measured nothing. SystemExit if it was stopped: then all is."""
-    if outcome.status == "stopped":
+    """What a sweeper is to learn of a job: its measure; the worst there is if it failed or was stopped by itself, so
+    that the sweep goes on; None if it measured nothing. SystemExit if all was asked to stop."""
+    if outcome.all_asked:
         raise SystemExit(outcome.code)
-    return math.inf if outcome.status == "failed" else outcome.measure
+    return outcome.measure if outcome.status == "finished" else math.inf
 
 
 # ---- all of them -------------------------------------------------------------------------------------------------
@@ -160,27 +179,28 @@ def record(number: int, outcome: Outcome) -> None:
 
 @contextmanager
 def multirun(jobs: Sequence[Sequence[str]]) -> Iterator[None]:
-    """Around Hydra's multirun: at its end a table, and SystemExit 1 if a job failed.
+    """Around Hydra's multirun: at its end a table, and SystemExit 1 if a job failed or was stopped.
 
     `jobs` are the overrides of each as far as they are known before, so that one that never started is named too.
     """
-    with tempfile.TemporaryDirectory(prefix="ticks-multirun-") as folder, acting_on_signals(exit_by_signal):
-        os.environ[OUTCOMES] = folder
+    with scratch_directory() as folder, acting_on_signals(exit_by_signal):
+        os.environ[OUTCOMES] = str(folder)
         try:
             yield
         finally:
             del os.environ[OUTCOMES]
             outcomes = dict(enumerate(Outcome(list(job)) for job in jobs))
-            for file in Path(folder).glob("*.json"):
+            for file in folder.glob("*.json"):
                 outcomes[int(file.stem)] = Outcome(**json.loads(file.read_text()))
             if who_am_i().rank == 0:  # under torchrun every worker counts for itself
                 show(dict(sorted(outcomes.items())))
-    if failed(outcomes.values()):
+    if not all_finished(outcomes.values()):
         sys.exit(1)
 
 
-def failed(outcomes: Iterable[Outcome]) -> bool:
-    return any(outcome.status == "failed" for outcome in outcomes)
+def all_finished(outcomes: Iterable[Outcome]) -> bool:
+    """Whether every job that was started finished."""
+    return all(outcome.status in ("finished", "not started") for outcome in outcomes)
 
 
 def show(outcomes: dict[int, Outcome], *, program: Path = Path("train.py")) -> None:
@@ -225,6 +245,7 @@ def _shown(run_dir: str) -> str:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     leave_on_signals()
     from ticks.terminal import forgive
     from ticks.train import planned

@@ -62,9 +62,10 @@ def check_here() -> None:
 
 
 def discard_if_empty(run_dir: Path) -> None:
-    """Remove a run directory in which no run began."""
-    if run_dir.is_dir() and {file.name for file in run_dir.iterdir()} <= {".lock", "wandb_id.json"}:
-        shutil.rmtree(run_dir)
+    """Remove a run directory in which no run began, and none is about to."""
+    with suppress(OSError):
+        if {file.name for file in run_dir.iterdir()} <= {".lock", "wandb_id.json"} and not is_locked(run_dir):
+            shutil.rmtree(run_dir)
 
 
 def find_unfinished(config: DictConfig) -> Path | None:

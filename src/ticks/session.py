@@ -17,7 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+from ticks.strategy.exits import STOPS
+
 LEAVE_SECONDS = 6.0  # for the usual clean-up, before everything is left as it stands
 
 
@@ -35,11 +36,11 @@ def _leave_at_once(signum: int, frame: Any) -> NoReturn:
 
 
 def _install(act: Callable[[int, Any], Any]) -> dict[int, Any]:
-    """`act` for every signal that is not ignored (as under nohup); what was there before."""
+    """`act` for every signal that is not ignored (as under nohup) and not C's affair; what was there before."""
     before: dict[int, Any] = {signum: signal.getsignal(signum) for signum in STOPS}
-    for signum, had in before.items():
-        if had is not signal.SIG_IGN:
-            signal.signal(signum, act)
+    before = {signum: had for signum, had in before.items() if had not in (signal.SIG_IGN, None)}
+    for signum in before:
+        signal.signal(signum, act)
     return before
 
 
@@ -124,18 +125,20 @@ class Failures:
         self.told: set[str] = set()
         self.last, self.exit_code = "", 1  # of the last one told
 
-    def report(self, rank: int, text: str, *, trace: str = "", exit_code: int = 1) -> None:
-        """On the worker that failed."""
+    def report(self, rank: int, text: str, *, trace: str = "", exit_code: int = 1, broken: bool = False) -> None:
+        """On the worker that failed; `broken` if it may only be what happened to another one."""
+        about = {"rank": rank, "text": text, "trace": trace, "exit_code": exit_code, "broken": broken}
         scratch = self.directory / f".{rank}"
-        scratch.write_text(json.dumps({"rank": rank, "text": text, "trace": trace, "exit_code": exit_code}))
+        scratch.write_text(json.dumps(about))
         scratch.replace(self.directory / f"failed-{rank}.json")
 
-    def tell(self) -> bool:
-        """On worker 0: show what has not been shown; whether there was anything."""
+    def tell(self, *, broken: bool = False) -> bool:
+        """On worker 0: show what has not been shown; whether there was anything. Broken connections only if asked for:
+        where nothing else was said, one of them is the cause."""
         found: dict[str, list[dict[str, Any]]] = {}
         for file in sorted(self.directory.glob("failed-*.json")):
             failure = json.loads(file.read_text())
-            if failure["text"] not in self.told:
+            if failure["text"] not in self.told and failure["broken"] == broken:
                 found.setdefault(failure["text"], []).append(failure)
         for text, failures in found.items():
             who = ", ".join(str(failure["rank"]) for failure in failures)

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ticks.config import ConfigError
-from ticks.jobs import Outcome, failed, run_job, show
+from ticks.jobs import Outcome, all_finished, run_job, show
 from ticks.session import acting_on_signals, exit_by_signal
 
 
@@ -62,8 +62,8 @@ def program_of(file: Path) -> Path:
 def run_all(jobs: list[list[str]], overrides: list[str], program: Path) -> None:
     """Run `program` once per combination, `overrides` behind each, and print a table at the end.
 
-    A failed job ends nothing but itself: SystemExit 1 when the others are done. A signal is passed on to the running
-    job, waited for, and ends the sweep: SystemExit 128 + signal.
+    A job that fails, or that somebody stops, ends nothing but itself: SystemExit 1 when the others are done. A signal
+    to this process is passed on to the running job, waited for, and ends the sweep: SystemExit 128 + signal.
     """
     outcomes = {number: Outcome([*job, *overrides]) for number, job in enumerate(jobs, start=1)}
     try:
@@ -71,9 +71,9 @@ def run_all(jobs: list[list[str]], overrides: list[str], program: Path) -> None:
             for number, job in enumerate(jobs, start=1):
                 print(f"[{number}/{len(jobs)}] {' '.join(job)}", flush=True)
                 outcomes[number] = run_job([sys.executable, str(program), *job, *overrides], [*job, *overrides])
-                if outcomes[number].status == "stopped":
+                if outcomes[number].all_asked:
                     raise SystemExit(outcomes[number].code)
     finally:
         show(outcomes, program=program)
-    if failed(outcomes.values()):
+    if not all_finished(outcomes.values()):
         raise SystemExit(1)

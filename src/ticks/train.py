@@ -10,7 +10,6 @@ import math
 import os
 import signal
 import sys
-import tempfile
 import time
 import traceback
 from argparse import Namespace
@@ -41,7 +40,7 @@ from ticks.config import (
 from ticks.job import Job, identity_of, planned_job, relative, resumed_job
 from ticks.run_directory import check_here, discard_if_empty, locked
 from ticks.session import Failures, leave_on_signals, leaving_on_signals
-from ticks.strategy.identity import RANKS, SIZES, Identity, WrongLauncher, unbelieved
+from ticks.strategy.identity import RANKS, SIZES, Identity, WrongLauncher, tasks_of_a_shell, unbelieved
 from ticks.strategy.parent import end_with_parent
 from ticks.terminal import forgive
 from ticks.usage import usage
@@ -63,6 +62,7 @@ OTHER_CONFIGURATIONS = (
 def main(config_dir: Path) -> None:
     """The command line of train.py. Exit code 0; 2 for a mistake in it; 1 for a failure, also of one job of several;
     128 + signal if stopped."""
+    end_with_parent()
     forgive()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no C++ stack traces when a worker ends
     with jobs.told():
@@ -134,27 +134,25 @@ def _hydra_job(config: DictConfig) -> float | None:
         check_keys(config, config)
         check_values(config)
         job = planned_job(config)
+        if not many:
+            _do(job)
+            return None
+        outcome = _in_a_process(job, list(about.overrides.task))
     except ConfigError as error:
         if not many:
             _die(error)
         print(f"error: {error}", file=sys.stderr, flush=True)
         outcome = jobs.Outcome(list(about.overrides.task), "failed", message=str(error), code=USER_MISTAKE)
-    else:
-        if not many:
-            _do(job)
-            return None
-        outcome = _in_a_process(job, list(about.overrides.task))
     jobs.record(about.job.num, outcome)
     return jobs.for_sweeper(outcome)
 
 
 def _in_a_process(job: Job, overrides: list[str]) -> jobs.Outcome:
-    with tempfile.NamedTemporaryFile("w", prefix="ticks-planned-", suffix=".json") as file:
-        json.dump(asdict(job), file)
-        file.flush()
+    with jobs.scratch_directory({"job.json": json.dumps(asdict(job))}) as folder:
         path = os.pathsep.join(entry for entry in sys.path if entry)
-        command = [sys.executable, "-m", "ticks.jobs", file.name]
-        return jobs.run_job(command, overrides, env={"PYTHONPATH": path}, directory=HydraConfig.get().runtime.cwd)
+        command = [sys.executable, "-m", "ticks.jobs", str(folder / "job.json")]
+        place = HydraConfig.get().runtime.cwd
+        return jobs.run_job(command, overrides, env={"PYTHONPATH": path}, directory=place, deaf=True)
 
 
 def planned(jobfile: Path) -> None:
@@ -163,13 +161,14 @@ def planned(jobfile: Path) -> None:
 
 
 def _do(job: Job) -> None:
-    """Run `job` in this process. A mistake leaves no empty directory behind."""
+    """Run `job` in this process. However it ends, no empty directory is left behind."""
     jobs.tell(run_dir=str(Path(job.run_dir).resolve()))
     try:
         run(job)
     except ConfigError as error:
-        discard_if_empty(Path(job.run_dir))
         _die(error)
+    finally:
+        discard_if_empty(Path(job.run_dir))
 
 
 # ---- one run -----------------------------------------------------------------------------------------------------
@@ -190,11 +189,14 @@ def run(job: Job, jobfile: Path | None = None) -> dict[str, Any] | None:
         left_behind = unbelieved(os.environ, int(job.config["trainer"].get("num_nodes") or 1))
         if told := [f"{name}={os.environ[name]}" for name in RANKS if name in left_behind]:
             print(f"note: {' '.join(told)} in the environment, but no launcher that set it: not believed", flush=True)
+        if me.launcher == "own" and (tasks := tasks_of_a_shell(os.environ)):
+            print(f"note: SLURM speaks of {tasks} tasks, but of an interactive shell: not believed; if srun has started"
+                  f" {tasks} of these, name the job: srun --job-name=train ...", flush=True)  # fmt: skip
         for name in left_behind:
             del os.environ[name]
         if jobfile is None:
-            jobfile = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ticks-job-"))) / "job.json"
-            jobfile.write_text(json.dumps(asdict(job)))
+            scratch = jobs.scratch_directory({"job.json": json.dumps(asdict(job))})
+            jobfile = stack.enter_context(scratch) / "job.json"
         this = _Run(job, jobfile, me)
         stack.enter_context(leaving_on_signals(agreed=this.is_training, give_up=this.give_up))
         if me.rank == 0 and job.mode == "fit":
@@ -206,6 +208,12 @@ def run(job: Job, jobfile: Path | None = None) -> dict[str, Any] | None:
 def _first(results: Any) -> dict[str, float]:
     """The metrics of an evaluation, {} if it was switched off; `step` only told the loggers where they belong."""
     return {name: value for name, value in results[0].items() if name != "step"} if results else {}
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Of Python, of a GPU, or, known by its words alone, of the CPU."""
+    words = "can't allocate memory"
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or words in str(error)
 
 
 class _Run:
@@ -262,6 +270,9 @@ class _Run:
                 self._fail(error, USER_MISTAKE)
             raise
         except Exception as error:
+            if _is_out_of_memory(error):
+                self._fail(MemoryError(f"out of memory: {error}; data.global_batch_size, data.eval_batch_size,"
+                                       " data.block_size and the model decide how much it takes"), 1)  # fmt: skip
             if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
                 again = f"; resume with: python train.py resume={self.run_dir}" if self.began else ""
                 self._fail(OSError(f"{error}{again}"), 1)  # the disk is full, say
@@ -612,17 +623,18 @@ class _Run:
         words = ("connection", "gloo", "nccl", "timed out", "socket")
         text = f"{type(error).__name__}: {error}"
         broken = isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
-        if not (broken or isinstance(error, WorkerDied)):
-            self.failures.told.add(text)
-            if self._is_child:
-                self.failures.report(self.me.rank, text, trace=traceback.format_exc())
-                sys.exit(1)
-            if not self.is_zero:
-                print(f"error: worker {self.me.rank}: {text}", file=sys.stderr, flush=True)
-            return
-        launcher = self._launcher()
-        if self._is_child or launcher is None or (self.me.started_by_others and not self.is_zero):
+        broken = broken or isinstance(error, WorkerDied)
+        if self._is_child:
+            self.failures.report(self.me.rank, text, trace=traceback.format_exc(), broken=broken)
             sys.exit(1)
+        if not self.is_zero:
+            print(f"error: worker {self.me.rank}: {text}", file=sys.stderr, flush=True)
+            if broken:
+                sys.exit(1)
+        launcher = self._launcher()
+        if not broken or launcher is None:
+            self.failures.told.add(text)
+            return
         deadline = time.monotonic() + 3
         while launcher.dead is None and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -631,6 +643,8 @@ class _Run:
         if launcher.signum:
             self.status = "stopped"
             sys.exit(128 + launcher.signum)
+        if self.failures.tell(broken=True):
+            raise SystemExit(self.failures.exit_code) from RuntimeError(self.failures.last)
         if launcher.dead:
             _die(RuntimeError(f"{launcher.dead}; resume with: python train.py resume={self.run_dir}"), 1)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from lightning.fabric.loggers.logger import _DummyExperiment as DummyExperiment
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tests.conftest import free_port, run_workers
 from ticks.report import wandb as ours
@@ -223,16 +224,35 @@ def test_a_worker_other_than_0_has_the_logger_and_asks_says_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("first", "arguments"),
+    [
+        ("log_metrics", ({"a": 1.0}, 1)),
+        ("log_hyperparams", ({"a": 1},)),
+        ("after_save_checkpoint", (ModelCheckpoint(),)),
+        ("finalize", ("success",)),
+    ],
+)
 def test_a_wandb_process_that_is_gone_ends_no_training(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    first: str,
+    arguments: tuple[Any, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def lost(*_: Any, **__: Any) -> None:
         raise ConnectionResetError("Connection lost")
 
-    monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger.log_metrics", lost)
+    for name in ("log_metrics", "log_hyperparams", "after_save_checkpoint", "finalize"):
+        monkeypatch.setattr(f"lightning.pytorch.loggers.WandbLogger.{name}", lost)
     logger = ours.wandb_logger(run_dir=str(tmp_path), offline=True)
-    logger.log_metrics({"a": 1.0}, step=1)
+    getattr(logger, first)(*arguments)
     logger.log_metrics({"a": 2.0}, step=2)
+    logger.log_hyperparams({"a": 2})
+    ours.log_config([logger], {"seed": 0}, {})
+    logger.experiment.log({"a": 3.0})  # as a module of the user's may
+    logger.after_save_checkpoint(ModelCheckpoint())
+    logger.finalize("success")
     assert capsys.readouterr().out.count("nothing more is logged there (ConnectionResetError: Connection lost)") == 1
     fake = SimpleNamespace(run=object(), finish=lost)
     monkeypatch.setitem(sys.modules, "wandb", fake)

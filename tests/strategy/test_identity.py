@@ -11,7 +11,8 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from ticks.strategy import identity
-from ticks.strategy.identity import Identity, WrongLauncher, unbelieved, who_am_i
+from ticks.strategy.environment import WorkerEnvironment, cluster_environment
+from ticks.strategy.identity import Identity, WrongLauncher, tasks_of_a_shell, unbelieved, who_am_i
 
 PLACE = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "5", "LOCAL_RANK": "1", "GROUP_RANK": "2", "WORLD_SIZE": "6"} | PLACE
@@ -84,9 +85,63 @@ def test_a_worker_is_what_it_was_told_whatever_the_shell_said() -> None:
     assert not told.started_by_others
 
 
-def test_what_a_worker_starts_is_no_worker() -> None:
-    told = Identity("worker", 2, 2, 0, 3, "127.0.0.1", 1234, process=1)  # neither this process nor its parent
+@pytest.mark.parametrize(
+    "told",
+    [
+        Identity("worker", 2, 2, 0, 3, "127.0.0.1", 1234, process=1),  # started by worker 2
+        Identity("worker", 0, 0, 0, 3, "127.0.0.1", 1234, process=os.getppid()),  # by worker 0
+    ],
+)
+def test_what_a_worker_starts_is_no_worker_and_inherits_nothing(told: Identity) -> None:
     assert who_am_i({identity.WORKER: json.dumps(asdict(told))}) == Identity("own")
+    assert who_am_i({"TORCHELASTIC_RUN_ID": "none"} | told.to_environment()) == Identity("own")
+    assert who_am_i(told.to_environment() | TORCHRUN).launcher == "torchrun"  # which a worker has started
+    left = unbelieved(told.to_environment())
+    assert left == ["RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"]
+
+
+def test_worker_0_tells_itself() -> None:
+    told = Identity("worker", 0, 0, 0, 3, "127.0.0.1", 1234, os.getpid())
+    assert who_am_i(told.to_environment()) == told
+
+
+def test_a_node_rank_alone_is_checked_where_the_number_of_nodes_is_known() -> None:
+    """Before the Trainer has said that there are two nodes, worker 2 would be worker 4 of 4."""
+    environment = HAND | {"LOCAL_RANK": "0"}
+    assert who_am_i(environment).launcher == "hand"
+    assert who_am_i(environment, num_nodes=2).rank == 2
+    with pytest.raises(WrongLauncher, match="but this is worker 4"):
+        who_am_i(environment | {"NODE_RANK": "2"}, num_nodes=2)
+
+
+@pytest.mark.parametrize(
+    ("environ", "num_nodes", "processes", "rank"),
+    [
+        (HAND | {"LOCAL_RANK": "0"}, 2, 2, 2),
+        ({k: v for k, v in HAND.items() if k != "NODE_RANK"} | {"RANK": "3"}, 1, 4, 3),  # nobody counts node by node
+    ],
+)
+def test_a_worker_started_by_hand_is_who_it_was_told_to_be(
+    environ: dict[str, str], num_nodes: int, processes: int, rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    ours = cluster_environment()
+    assert isinstance(ours, WorkerEnvironment)
+    ours.set_num_nodes(num_nodes)
+    ours.set_global_rank(ours.node_rank() * processes + ours.local_rank())
+    ours.set_world_size(4)
+    assert ours.global_rank() == rank
+
+
+def test_what_srun_itself_has_started_is_believed_even_in_an_interactive_session() -> None:
+    in_a_shell = SRUN | {"SLURM_JOB_NAME": "bash"}
+    assert who_am_i(in_a_shell | {"SLURM_TASK_PID": str(os.getpid())}).launcher == "srun"
+    assert not tasks_of_a_shell(in_a_shell | {"SLURM_TASK_PID": str(os.getpid())})
+    assert who_am_i(in_a_shell | {"SLURM_TASK_PID": "1"}) == Identity("own")
+    assert tasks_of_a_shell(in_a_shell | {"SLURM_TASK_PID": "1"}) == 4  # and a line says so
+    assert not tasks_of_a_shell(SALLOC)
+    assert not tasks_of_a_shell(SRUN)
 
 
 def test_on_several_nodes_the_first_process_of_each_is_told_its_node() -> None:
@@ -123,7 +178,7 @@ def test_the_docs_have_a_row_for_every_launcher() -> None:
         assert f"`{name}`" in page, name
 
 
-@pytest.mark.parametrize("module", ["identity", "parent"])
+@pytest.mark.parametrize("module", ["identity", "parent", "exits"])
 def test_it_needs_the_standard_library_alone(module: str, tmp_path: Path) -> None:
     script = f"import sys, ticks.strategy.{module}; print('torch' in sys.modules, 'lightning' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ticks.strategy.launch import describe_exit, restored_environment
+from ticks.strategy.exits import exit_in_words
+from ticks.strategy.launch import restored_environment
 
 SCRIPT = """
     import sys
@@ -77,4 +78,20 @@ def test_the_environment_is_given_back() -> None:
 
 @pytest.mark.parametrize(("code", "words"), [(-9, "was killed by SIGKILL"), (3, "ended with exit code 3")])
 def test_exit_codes_are_told_in_words(code: int, words: str) -> None:
-    assert describe_exit(code) == words
+    assert exit_in_words(code) == words
+
+
+def test_one_worker_hosts_no_store_and_is_watched_by_no_thread(tmp_path: Path) -> None:
+    code = (
+        f"{textwrap.dedent(SCRIPT).partition('if __name__')[0]}"
+        "import threading, torch.distributed as dist\n"
+        "for _ in range(2):\n"
+        "    trainer = Trainer(strategy=TickStrategy(interval=3), accelerator='cpu', devices=1, max_steps=4,\n"
+        "                      logger=False, enable_checkpointing=False, enable_progress_bar=False)\n"
+        "    trainer.fit(Net())\n"
+        "    print('store', trainer.strategy.launcher.store, dist.get_world_size(), flush=True)\n"
+        "print([thread.name for thread in threading.enumerate() if thread.name.startswith('ticks')])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.stdout.count("store None 1\n") == 2, done.stdout + done.stderr
+    assert done.stdout.endswith("[]\n")

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import signal
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,17 +11,19 @@ from typing import Any, ClassVar
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from torch.optim import SGD
+from torch.utils.data import DataLoader
 
 from tests.conftest import WorkerError, run_workers
 from tests.faults.damage import plant
 from tests.faults.kept import difference
-from tests.strategy.toys import Snapshots, Toy, flat, trainer_for
+from tests.strategy.toys import Snapshots, Stream, Toy, flat, trainer_for
 from ticks.strategy import DDP, Gradients, Outer, Parameters, TickStrategy
 from ticks.strategy import workers as workers_module
 from ticks.strategy.checkpoint import damage, newest_usable, worker_file, workers_directory
+from ticks.strategy.shutdown import Stopped
 
 STEPS = 17
 STRATEGIES = {
@@ -99,6 +103,100 @@ def test_resuming_from_a_checkpoint_written_by_a_validation_is_bit_exact(name: s
     for mine, theirs in zip(resumed, whole, strict=True):
         assert min(mine["after"]) == 8
         assert torch.equal(mine["final"], theirs["final"])
+
+
+class LongValidation(Toy):
+    """Validates on `batches` after steps 7 and 14; `asks` gets SIGTERM in the first one's fourth batch."""
+
+    def __init__(self, batches: int, *, asks: bool) -> None:
+        super().__init__(dropout=0.3)
+        self.batches, self.asks = batches, asks
+        self.validated: list[int] = []
+
+    def val_dataloader(self) -> DataLoader:
+        self.validated.append(0)
+        return DataLoader([next(iter(Stream(99)))] * self.batches, batch_size=None)
+
+    def on_validation_model_eval(self) -> None:
+        super().on_validation_model_eval()
+        self.validated.append(0)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        self.validated[-1] += 1
+        if self.asks and batch_idx == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if self.asks is not None and batch_idx >= 3:
+            time.sleep(0.05)
+
+
+class Undoes(Callback):
+    """Begins at the start of a validation what it ends after it."""
+
+    def on_validation_start(self, *_: Any) -> None:
+        pass
+
+
+def stopped_in_validation(
+    name: str,
+    directory: Path,
+    batches: tuple[int, ...],
+    asks: int | None,
+    resume: str | None = None,
+    undoes: bool = False,
+) -> dict[str, Any]:
+    pl.seed_everything(0, verbose=False)
+    rank = int(os.environ["LOCAL_RANK"])
+    toy = LongValidation(batches[rank], asks=None if asks is None else asks == rank)
+    strategy = STRATEGIES[name]()
+    strategy.heartbeat_seconds = 0.1
+    saver = ModelCheckpoint(directory, filename="val-{step}", monitor="val/loss", save_top_k=-1)
+    trainer = trainer_for(
+        strategy, len(batches), steps=STEPS, callbacks=[saver, *([Undoes()] if undoes else [])],
+        enable_checkpointing=True, val_check_interval=7, limit_val_batches=1.0,
+    )  # fmt: skip
+    code, began = None, time.monotonic()
+    try:
+        trainer.fit(toy, ckpt_path=resume)
+    except Stopped as stop:
+        code = (stop.code, stop.step)
+    return {"final": flat(toy), "validated": toy.validated[1:], "code": code, "seconds": time.monotonic() - began}
+
+
+@pytest.mark.parametrize(
+    ("name", "batches", "asks"),
+    [
+        ("gradients", (100,), 0),
+        ("parameters", (100, 100), 1),
+        ("gradients", (100, 1), 0),  # one waits for the other, with its last batch behind it
+        ("ddp", (5, 100), 0),
+    ],
+    ids=str,
+)
+def test_a_validation_is_left_for_a_stop_and_begun_anew_on_resuming(
+    name: str, batches: tuple[int, ...], asks: int, tmp_path: Path
+) -> None:
+    n = len(batches)
+    whole = run_workers(n, stopped_in_validation, name, tmp_path / "whole", batches, None)
+    assert [w["validated"] for w in whole] == [[b, b] for b in batches]
+    stopped = run_workers(n, stopped_in_validation, name, tmp_path / "run", batches, asks)
+    for worker, count in zip(stopped, batches, strict=True):
+        assert worker["code"] == (143, 7)
+        assert worker["validated"][0] < 50 or worker["validated"] == [count]
+        assert worker["seconds"] < 5
+    assert [f.name for f in (tmp_path / "run").glob("*.ckpt")] == ["stopped.ckpt"]
+    resume = str(tmp_path / "run" / "stopped.ckpt")
+    resumed = run_workers(n, stopped_in_validation, name, tmp_path / "run", batches, None, resume)
+    assert [r["validated"] for r in resumed] == [[b, b] for b in batches]
+    assert all(torch.equal(mine["final"], theirs["final"]) for mine, theirs in zip(resumed, whole, strict=True))
+    saved = [sorted(f.name for f in (tmp_path / place).glob("val-*.ckpt")) for place in ("run", "whole")]
+    assert saved[0] == saved[1] == ["val-step=14.ckpt", "val-step=7.ckpt"]
+
+
+def test_a_validation_whose_start_a_callback_acts_upon_is_finished_before_a_stop(tmp_path: Path) -> None:
+    """What it began (other weights put in the place of the module's, say) it ends only then."""
+    stopped = run_workers(2, stopped_in_validation, "gradients", tmp_path, (40, 40), 1, None, True)
+    assert [(worker["code"], worker["validated"]) for worker in stopped] == [((143, 7), [40])] * 2
 
 
 def test_a_checkpoint_holds_the_mean_of_the_workers_and_plain_lightning_loads_it(tmp_path: Path) -> None:

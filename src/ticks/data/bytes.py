@@ -260,7 +260,7 @@ def _cut(tokens: np.ndarray, windows: np.ndarray, block_size: int) -> dict[str, 
 
 def _leave_signals_to_training(_: int) -> None:
     """A loader's process that died of Ctrl-C would take training down before it could stop with a checkpoint."""
-    for signum in (signal.SIGTERM, signal.SIGINT):
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
 
 

@@ -102,6 +102,8 @@ class ProgressLine(Callback):
 
     # ---- evaluation
 
+    validation_can_be_left = True  # in the middle, when training stops
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._evaluation_starts(trainer, "validation", trainer.num_val_batches)
 

@@ -18,6 +18,8 @@ def step_loss(trainer: Trainer, outputs: Any) -> float:
 class Record(Callback):
     """Writes metrics.csv in `run_dir` and keeps the training time, over resumed runs too."""
 
+    validation_can_be_left = True  # in the middle, when training stops
+
     def __init__(self, run_dir: str | Path, *, tokens_per_step: int, every_n_steps: int = 10) -> None:
         self.file = MetricsFile(Path(run_dir) / "metrics.csv")
         self.tokens_per_step = tokens_per_step

@@ -9,12 +9,15 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers.logger import DummyExperiment, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 ONE_TRY = 5.0  # seconds after which a server that accepts and does not answer is asked again
@@ -29,18 +32,37 @@ class UnfailingWandbLogger(WandbLogger):
         self.timeout = timeout
         self.lost = False
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        if self.lost:
-            return
+    @contextmanager
+    def unless_lost(self) -> Iterator[None]:
+        """Once W&B is gone, which is said once, nothing in such a block is an error any more."""
         try:
-            super().log_metrics(metrics, step)
+            yield
         except Exception as error:  # W&B's own and those of a connection
+            if not self.lost:
+                _say_lost(error)
             self.lost = True
-            _say_lost(error)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        with self.unless_lost():
+            super().log_metrics(metrics, step)
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
+        with self.unless_lost():
+            super().log_hyperparams(params)
+
+    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
+        with self.unless_lost():
+            super().after_save_checkpoint(checkpoint_callback)
+
+    def finalize(self, status: str) -> None:
+        with self.unless_lost():
+            super().finalize(status)
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
+        if self.lost:
+            return DummyExperiment()
         if self._experiment is not None or self._offline:
             return super().experiment
         import wandb
@@ -161,9 +183,10 @@ def log_config(loggers: list[Any], config: dict[str, Any], coordinates: dict[str
     """The resolved configuration under its own key (a swept key would replace a nested one), and sweep coordinates."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            logger.experiment.config.update(
-                {"resolved": config, "sweep_coordinates": coordinates}, allow_val_change=True
-            )
+            with logger.unless_lost() if isinstance(logger, UnfailingWandbLogger) else nullcontext():
+                logger.experiment.config.update(
+                    {"resolved": config, "sweep_coordinates": coordinates}, allow_val_change=True
+                )
 
 
 def finish(exit_code: int) -> None:

@@ -67,20 +67,23 @@ class WorkerEnvironment(ClusterEnvironment):
         return self._world_size
 
     def set_world_size(self, size: int) -> None:
-        """WrongLauncher unless there are as many workers as the Trainer wants."""
+        """WrongLauncher unless there are as many workers as the Trainer wants, and this is one of them."""
         there = self.identity.world_size
         if there is not None and there != size:
             raise WrongLauncher(
                 f"the Trainer wants {size} workers (devices x num_nodes), but there are {there}"
                 + (f": WORLD_SIZE={there} in the environment" if self.identity.launcher == "hand" else "")
             )
+        if self.identity.launcher == "hand" and not 0 <= self._rank < size:
+            raise WrongLauncher(f"WORLD_SIZE={size}, but this is worker {self._rank}: ranks are 0 to WORLD_SIZE - 1")
         self._world_size = size
 
     def global_rank(self) -> int:
         return self._rank
 
     def set_global_rank(self, rank: int) -> None:
-        self._rank = rank
+        """Workers started by hand are who they were told to be; Lightning counts node by node."""
+        self._rank = self.identity.rank if self.identity.launcher == "hand" else rank
 
     def local_rank(self) -> int:
         return self.identity.local_rank

@@ -3,10 +3,12 @@
 Variables outlive what set them: a shell inside a SLURM job, a notebook server that torchrun started, an export in a
 profile. So a launcher is believed only if everything is there that it sets, in this order:
 
-worker     we started it: TICKS_WORKER names this process's parent. It is what that says, whatever else is set.
+worker     we started it: TICKS_WORKER names this process's parent (worker 0's of a machine: this process itself). It is
+           what that says, whatever else is set.
 torchrun   TORCHELASTIC_RUN_ID, RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 srun       SLURM_STEP_ID, SLURM_PROCID, SLURM_LOCALID, SLURM_NODEID and SLURM_NTASKS above 1, in no interactive shell
-           (SLURM_JOB_NAME bash, sh, zsh, fish or interactive; SLURM_PTY_PORT, which `srun --pty` sets).
+           (SLURM_JOB_NAME bash, sh, zsh, fish or interactive; SLURM_PTY_PORT, which `srun --pty` sets) unless
+           SLURM_TASK_PID is this very process.
 jsrun      LSB_JOBID, LSB_DJOB_RANKFILE, JSM_NAMESPACE_RANK, JSM_NAMESPACE_LOCAL_RANK and JSM_NAMESPACE_SIZE.
 mpirun     OMPI_COMM_WORLD_SIZE or PMI_SIZE above 1, and its RANK. It needs mpi4py.
 hand       LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT, and RANK or NODE_RANK: somebody starts every worker.
@@ -53,6 +55,7 @@ class Identity:
     address: str = "127.0.0.1"
     port: int = 0  # 0: worker 0 takes a free one
     process: int = 0  # of `worker`: the process that started it
+    by_main_thread: bool = True  # of it
 
     @property
     def started_by_others(self) -> bool:
@@ -75,8 +78,10 @@ class Identity:
 def who_am_i(environ: Mapping[str, str] | None = None, *, num_nodes: int = 1) -> Identity:
     """This process as the table above says. WrongLauncher if a launcher is there but says what cannot be."""
     environ = os.environ if environ is None else environ
-    if (told := _told(environ)) is not None:
-        return told
+    if (told := as_told(environ)) is not None:
+        if _is_me(told):
+            return told
+        environ = _not_inherited(environ, told)
     for of in (_torchrun, _srun, _jsrun, _mpirun):
         if (identity := of(environ)) is not None:
             return identity
@@ -91,13 +96,22 @@ def unbelieved(environ: Mapping[str, str], num_nodes: int = 1) -> list[str]:
     return [name for name in (*RANKS, *SIZES, *PLACE) if name in environ and name not in meant]
 
 
-def _told(environ: Mapping[str, str]) -> Identity | None:
-    if WORKER not in environ:
-        return None
-    told = Identity(**json.loads(environ[WORKER]))
-    if told.process in (os.getpid(), os.getppid()):  # worker 0 tells itself as well, for a script's second Trainer
-        return told
-    return None  # inherited by what a worker itself has started
+def as_told(environ: Mapping[str, str]) -> Identity | None:
+    """What TICKS_WORKER says, whichever process it is meant for."""
+    return Identity(**json.loads(environ[WORKER])) if environ.get(WORKER) else None
+
+
+def _is_me(told: Identity) -> bool:
+    """Worker 0 of a machine tells itself as well, for a script's second Trainer; what a worker starts inherits it."""
+    return told.process == (os.getpid() if told.local_rank == 0 else os.getppid())
+
+
+def _not_inherited(environ: Mapping[str, str], told: Identity) -> Mapping[str, str]:
+    """Without what was told to the worker that has started this process, unless somebody has said it anew."""
+    inherited = told.to_environment().items()
+    if not inherited <= environ.items():
+        return environ
+    return {name: value for name, value in environ.items() if (name, value) not in inherited}
 
 
 def _torchrun(environ: Mapping[str, str]) -> Identity | None:
@@ -106,9 +120,20 @@ def _torchrun(environ: Mapping[str, str]) -> Identity | None:
     return _ranked("torchrun", environ, "RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE")
 
 
-def _srun(environ: Mapping[str, str]) -> Identity | None:
+def tasks_of_a_shell(environ: Mapping[str, str]) -> int:
+    """How many tasks SLURM speaks of in what looks like an interactive shell; 0 where there is no doubt."""
+    if not _all_set(environ, SRUN) or not _in_a_shell(environ) or (tasks := _number(environ, "SLURM_NTASKS")) < 2:
+        return 0
+    return tasks
+
+
+def _in_a_shell(environ: Mapping[str, str]) -> bool:
     shell = "SLURM_PTY_PORT" in environ or environ.get("SLURM_JOB_NAME") in INTERACTIVE
-    if shell or not _all_set(environ, SRUN) or _number(environ, "SLURM_NTASKS") < 2:
+    return shell and environ.get("SLURM_TASK_PID") != str(os.getpid())  # srun has started this very process
+
+
+def _srun(environ: Mapping[str, str]) -> Identity | None:
+    if not _all_set(environ, SRUN) or _in_a_shell(environ) or _number(environ, "SLURM_NTASKS") < 2:
         return None
     return _ranked("srun", environ, "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NTASKS")
 
@@ -138,7 +163,7 @@ def _by_hand(environ: Mapping[str, str], num_nodes: int) -> Identity | None:
         return None
     size, local, node = (_number(environ, name, 0) for name in ("WORLD_SIZE", "LOCAL_RANK", "NODE_RANK"))
     rank = _number(environ, "RANK", node * max(1, size // max(1, num_nodes)) + local)
-    if not 0 <= rank < size:
+    if not 0 <= rank < size and ("RANK" in environ or num_nodes > 1):  # else the Trainer has not said how many nodes
         raise WrongLauncher(f"WORLD_SIZE={size}, but this is worker {rank}: ranks are 0 to WORLD_SIZE - 1")
     return Identity("hand", rank, local, node, size, environ["MASTER_ADDR"], _number(environ, "MASTER_PORT"))
 

@@ -31,10 +31,10 @@ from lightning.pytorch.strategies.launchers.subprocess_script import (
 
 from ticks.strategy import meeting
 from ticks.strategy.environment import WorkerEnvironment
+from ticks.strategy.exits import STOPS, exit_in_words, stopped_by
 from ticks.strategy.identity import Identity
 
 GRACE_SECONDS = 5.0  # how long worker 0 may take to notice by itself that another worker died
-STOPS = {code: s for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) for code in (128 + s, -s)}
 
 
 class WorkerDied(RuntimeError):
@@ -79,8 +79,9 @@ class WorkerLauncher(_SubprocessScriptLauncher):
         environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
         if not environment.creates_processes_externally:
             self._call_children_scripts()
-            atexit.register(self._end)
-            threading.Thread(target=self._observe, name="ticks-observer", daemon=True).start()
+            if self.procs:
+                atexit.register(self._end)
+                threading.Thread(target=self._observe, name="ticks-observer", daemon=True).start()
         _set_num_threads_if_needed(num_processes=self.num_processes)
         self._failed = True
         result = function(*args, **kwargs)
@@ -93,14 +94,17 @@ class WorkerLauncher(_SubprocessScriptLauncher):
         assert isinstance(environment, WorkerEnvironment)
         others = range(1, self.num_processes)
         commands = {n: (self.command, None) if self.command is not None else _script(n) for n in others}
-        me = replace(environment.identity, launcher="worker", process=os.getpid())
-        me = replace(me, rank=environment.global_rank(), world_size=self.num_processes * self.num_nodes)
+        world_size = self.num_processes * self.num_nodes
+        if world_size == 1:
+            return
+        by_main_thread = threading.current_thread() is threading.main_thread()
+        me = replace(environment.identity, launcher="worker", process=os.getpid(), by_main_thread=by_main_thread)
+        me = replace(me, rank=environment.global_rank(), world_size=world_size)
         if me.rank == 0:
-            self.store = meeting.host(me.address, me.port, self.patience)
+            self.store = meeting.host(me.port, self.patience)
             me = replace(me, port=self.store.port)
         environment.become(me)
-        if me.world_size != 1:
-            os.environ |= me.to_environment()  # a second Trainer of this script finds its workers there already
+        os.environ |= me.to_environment()  # a second Trainer of this script finds its workers there already
         for local_rank, (command, directory) in commands.items():
             self._start(command, directory, replace(me, rank=me.rank + local_rank, local_rank=local_rank))
 
@@ -108,8 +112,7 @@ class WorkerLauncher(_SubprocessScriptLauncher):
         """A worker that is told who it is; our own command is started deaf, so that no signal finds it half awake."""
         path = os.pathsep.join(entry for entry in sys.path if entry)
         env = os.environ | worker.to_environment() | {"PYTHONPATH": path}
-        stops = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if self.command is not None else ()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS if self.command is not None else ())
         try:
             self.procs.append(subprocess.Popen(command, env=env, cwd=directory))
         finally:
@@ -119,8 +122,8 @@ class WorkerLauncher(_SubprocessScriptLauncher):
         """WorkerDied if one of the workers that this process started has ended."""
         for rank, process in enumerate(self.procs, start=1):
             if (code := process.poll()) is not None:
-                self.signum = STOPS.get(code)
-                raise WorkerDied(f"worker {rank} {describe_exit(code)}")
+                self.signum = stopped_by(code)
+                raise WorkerDied(f"worker {rank} {exit_in_words(code)}")
 
     def kill(self, signum: int) -> None:  # type: ignore[override]
         """Send `signum` to the workers that this process started and that still run."""
@@ -163,8 +166,8 @@ class WorkerLauncher(_SubprocessScriptLauncher):
             for rank, process in enumerate(self.procs, start=1):
                 code = process.poll()
                 if code:
-                    self.signum = STOPS.get(code)
-                    self.dead = f"worker {rank} {describe_exit(code)}"
+                    self.signum = stopped_by(code)
+                    self.dead = f"worker {rank} {exit_in_words(code)}"
                     if not self._done.wait(GRACE_SECONDS):
                         self.last_words()
                         print(f"ticks: {self.dead}; ending the other workers", file=sys.stderr, flush=True)
@@ -187,13 +190,6 @@ def _script(local_rank: int) -> tuple[Sequence[str], str | None]:
         if HydraConfig.initialized():
             return _hydra_subprocess_cmd(local_rank)
     return _basic_subprocess_cmd(), None
-
-
-def describe_exit(code: int) -> str:
-    """An exit code of `subprocess` in words."""
-    if code < 0:
-        return f"was killed by {signal.Signals(-code).name}"
-    return f"ended with exit code {code}"
 
 
 @contextmanager

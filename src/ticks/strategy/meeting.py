@@ -7,7 +7,7 @@ signal ends, that says what it waits for, and that gives up where a worker has d
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
 
@@ -22,10 +22,14 @@ class NoMeeting(OSError):
     """Workers could not find each other. Its text is the whole message."""
 
 
-def host(address: str, port: int, seconds: timedelta) -> dist.TCPStore:
-    """Worker 0's store; port 0 takes a free one (`.port` tells). NoMeeting if the port is taken."""
+def host(port: int, seconds: timedelta) -> dist.TCPStore:
+    """Worker 0's store; port 0 takes a free one (`.port` tells). NoMeeting if the port is taken.
+
+    It listens on all addresses of this machine. Worker 0 itself does not go by the name that the others use: if that
+    is another machine's, torch would wait for it.
+    """
     try:
-        return dist.TCPStore(address, port, is_master=True, wait_for_workers=False, timeout=seconds)
+        return dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, timeout=seconds)
     except RuntimeError as error:  # torch's DistNetworkError
         why = "is in use" if "EADDRINUSE" in str(error) else f"cannot be used ({str(error).splitlines()[0]})"
         raise NoMeeting(f"MASTER_PORT={port} {why} on this machine: choose another one") from None
@@ -55,6 +59,22 @@ def gather(store: dist.Store, rank: int, world_size: int, seconds: timedelta, *,
             if not missing:
                 return
     raise NoMeeting(f"workers {missing} of {world_size} did not come within {seconds.total_seconds():.0f} s")
+
+
+def all_there(store: dist.Store, keys: Sequence[str], seconds: float) -> bool:
+    """Wait until the store has every key; False if it has not after so many seconds."""
+    return any(store.check(list(keys)) for _ in looks(seconds))
+
+
+def looks(seconds: float) -> Iterator[None]:
+    """Look at once, soon, then every POLL_SECONDS, and for the last time after so many seconds."""
+    deadline, pause = time.monotonic() + seconds, 0.0005
+    while True:
+        yield
+        if time.monotonic() > deadline:
+            return
+        time.sleep(pause)
+        pause = min(1.5 * pause, POLL_SECONDS)
 
 
 def _waiting(seconds: timedelta, what: str) -> Iterator[None]:

@@ -1,41 +1,56 @@
-"""Workers do not outlive the worker 0 that started them, however it ended. Imports nothing but the standard library."""
+"""Processes do not outlive the one that started them, however it ended. Imports nothing but the standard library.
+
+A worker is ended with worker 0; a job of a sweep is asked to stop, and leaves a checkpoint.
+"""
 
 import ctypes
-import json
 import os
 import signal
 import sys
 import threading
 import time
 
-from ticks.strategy.identity import WORKER
+from ticks.strategy.identity import as_told
 
+JOB = "TICKS_JOB_OF"  # the process that waits for this one, a job of a sweep or a multirun
 PR_SET_PDEATHSIG = 1  # Linux: a signal when the parent is gone; it ends a stopped process, too
 LOOK_SECONDS = 1.0
 _watching = threading.Event()
 
 
 def end_with_parent() -> None:
-    """From now on this process ends when the one that started it as a worker does. Nothing in any other process."""
-    if WORKER not in os.environ or _watching.is_set():
+    """From now on this process ends when the one that started it as a worker or as a job does. Nothing in others."""
+    told, waiting = as_told(os.environ), os.environ.get(JOB)
+    if told is not None and told.local_rank > 0:
+        _end_with(told.process, signal.SIGKILL, by_its_main_thread=told.by_main_thread)
+    elif told is None and waiting:
+        _end_with(int(waiting), signal.SIGTERM)
+
+
+def _end_with(parent: int, signum: signal.Signals, *, by_its_main_thread: bool = True) -> None:
+    if _watching.is_set():
         return
-    parent = int(json.loads(os.environ[WORKER])["process"])
-    if parent == os.getpid():
-        return
-    if sys.platform == "linux" and os.getppid() == parent:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Linux takes the end of the thread that started a process for the end of its parent
+    if sys.platform == "linux" and by_its_main_thread and os.getppid() == parent:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signum)
     if os.getppid() != parent:
         if _is_gone(parent):
-            os._exit(1)
-        return  # something that a worker has started
+            _end(signum)
+        return  # something that a worker or a job has started
     _watching.set()
-    threading.Thread(target=_watch, args=(parent,), name="ticks-parent", daemon=True).start()
+    threading.Thread(target=_watch, args=(parent, signum), name="ticks-parent", daemon=True).start()
 
 
-def _watch(parent: int) -> None:
+def _watch(parent: int, signum: signal.Signals) -> None:
     while os.getppid() == parent:
         time.sleep(LOOK_SECONDS)
-    os._exit(1)
+    _end(signum)
+
+
+def _end(signum: signal.Signals) -> None:
+    if signum == signal.SIGKILL:
+        os._exit(1)
+    os.kill(os.getpid(), signum)
 
 
 def _is_gone(process: int) -> bool:

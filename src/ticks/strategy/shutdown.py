@@ -10,6 +10,10 @@ store, about once a second; nobody waits for it. Agreement on the step to stop a
 A worker that waits in a tick for another one has published that tick's step through its thread, so the other gets
 there: no deadlock, and every worker stops after the same step.
 
+A validation is long, so what they agree on is a place in training: a step, or a batch of the validation after it. Such
+a validation is left there by all, and begun anew when the run is resumed. Who has had its last batch waits for the
+others before numbers are exchanged: either all leave, or all go on.
+
 This file holds everything private of Lightning that stopping needs: the epoch loop and the signal connector.
 """
 
@@ -21,13 +25,18 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch.distributed as dist
 from lightning.pytorch import Trainer
+from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from ticks.strategy.exits import STOPS
+from ticks.strategy.meeting import all_there
+
+A_STEP = 1 << 32  # places in training: a step, then the batches of a validation
 POLL_SECONDS = 0.1  # how often the thread looks at its own worker's flag
 
 
@@ -39,6 +48,10 @@ class Stopped(SIGTERMException):
         self.signum = signum
         self.step = step
         self.checkpoint = checkpoint
+
+
+class ValidationLeft(Exception):
+    """Training stops after the step that this validation follows."""
 
 
 class StopsBetweenSteps(Protocol):
@@ -55,6 +68,12 @@ class StopsBetweenSteps(Protocol):
 
     def unmoved_random_state(self) -> AbstractContextManager[None]:
         """Entered for each validation inside training."""
+
+    def end_validation(self) -> None:
+        """Called when this worker has had its last batch of a loader; may raise `ValidationLeft`."""
+
+    def stop_after_validation(self) -> NoReturn:
+        """Called when all leave one; raises `Stopped`."""
 
 
 _connection: tuple[Any, Any] | None = None  # the process group's store, and a second connection to it
@@ -101,7 +120,7 @@ class Heartbeat:
         self.abort = abort
         self.signum: int | None = None  # set by the signal handler, read by the thread
         self._lock = threading.Lock()
-        self._attempted = 0
+        self._attempted = 0  # a place in training
         self._published = False
         self._stop_at: int | None = None
         self._closed = threading.Event()
@@ -131,17 +150,29 @@ class Heartbeat:
 
     def stop_now(self, completed: int) -> int | None:
         """The signal to stop for if every worker stops after step `completed`, else None: the next step may start."""
+        return self._stop_between(completed * A_STEP + A_STEP - 1, (completed + 1) * A_STEP)
+
+    def stop_validating(self, completed: int, batches: int) -> int | None:
+        """The same after so many batches of the validation that follows step `completed`."""
+        return self._stop_between(completed * A_STEP + batches, completed * A_STEP + batches + 1)
+
+    def asked(self) -> int:
+        """The signal that all stop for, where they do."""
+        return int(self._store.get("stop")) if self.signum is None else self.signum
+
+    def _stop_between(self, done: int, attempted: int) -> int | None:
         if self.world_size == 1 or self._thread is None:
             return self.signum
         with self._lock:
             if not self._published:
-                self._attempted = completed + 1
+                self._attempted = attempted
                 return None
         if self._stop_at is None:
             keys = [f"at/{rank}" for rank in range(self.world_size)]
-            self._store.wait(keys, timedelta(seconds=self.hang_seconds))
+            if not all_there(self._store, keys, self.hang_seconds):
+                raise RuntimeError(f"not every worker has said for {self.hang_seconds:g} s where it can stop")
             self._stop_at = max(int(self._store.get(key)) for key in keys)
-        return int(self._store.get("stop")) if completed >= self._stop_at else None
+        return int(self._store.get("stop")) if done >= self._stop_at else None
 
     def _run(self) -> None:
         posted, next_beat, awake = False, 0.0, Awake(self.seconds)
@@ -281,8 +312,13 @@ class _EpochLoop(_TrainingEpochLoop):
     def on_advance_end(self, data_fetcher: Any) -> None:
         self._ticks_strategy.hold_early_stop()
         if self._should_check_val_fx(data_fetcher):
-            with self._ticks_strategy.unmoved_random_state():
-                super().on_advance_end(data_fetcher)
+            try:
+                with self._ticks_strategy.unmoved_random_state():
+                    super().on_advance_end(data_fetcher)
+            except ValidationLeft:
+                _begin_anew(self.val_loop.batch_progress)
+                self.trainer.training = True
+                self._ticks_strategy.stop_after_validation()
         else:
             super().on_advance_end(data_fetcher)
 
@@ -295,13 +331,34 @@ class _EpochLoop(_TrainingEpochLoop):
         return super().done
 
 
+class _ValidationLoop(_EvaluationLoop):
+    """Lightning's validation loop, whose workers agree that all have come to the end of a loader."""
+
+    _ticks_strategy: StopsBetweenSteps
+
+    def _store_dataloader_outputs(self) -> None:
+        self._ticks_strategy.end_validation()
+        super()._store_dataloader_outputs()
+
+
+def _begin_anew(progress: Any) -> None:
+    """A validation that was left in the middle: Lightning would go on behind the batches that it has seen."""
+    seen = progress.current.completed
+    for count in (progress.total, progress.current):
+        count.completed -= seen
+        count.processed = count.completed
+        count.started = count.ready = count.completed + 1  # as Lightning knows one that has not ended
+
+
 def quieten(trainer: Trainer, strategy: StopsBetweenSteps) -> None:
     """Make `trainer` stop through `strategy`: no broadcast per batch, no collective in a signal handler."""
     loop: Any = trainer.fit_loop.epoch_loop
+    validation: Any = loop.val_loop
     connector: Any = trainer._signal_connector
     needed: dict[Any, tuple[str, ...]] = {
         loop: ("_broadcast_sigterm_tensor", "on_advance_end", "_should_accumulate", "_should_check_val_fx", "done")
     }
+    needed[validation] = ("_store_dataloader_outputs", "batch_progress")
     needed[connector] = ("register_signal_handlers", "_original_handlers", "_get_current_signal_handlers")
     missing = [name for owner, names in needed.items() for name in names if not hasattr(owner, name)]
     if missing:
@@ -309,12 +366,13 @@ def quieten(trainer: Trainer, strategy: StopsBetweenSteps) -> None:
             f"this Lightning is not known to ticks: {', '.join(missing)} changed; see src/ticks/strategy/shutdown.py"
         )
     loop.__class__ = _EpochLoop
-    loop._ticks_strategy = strategy
+    validation.__class__ = _ValidationLoop
+    loop._ticks_strategy = validation._ticks_strategy = strategy
 
     def register() -> None:
         connector._original_handlers = connector._get_current_signal_handlers()
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            for signum in STOPS:
                 if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup
                     signal.signal(signum, lambda signum, frame: strategy.on_signal(signum))
 

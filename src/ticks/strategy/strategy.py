@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -587,6 +587,10 @@ class TickStrategy(WorkerStrategy):
         self._leave_agreed()
         super().on_validation_end()
         self._round.leave_out(time.perf_counter() - self._validation_started)
+
+    def stop_after_validation(self) -> NoReturn:
+        self.on_validation_end()
+        super().stop_after_validation()
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------
 

@@ -11,9 +11,10 @@ from uuid import uuid4
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.distributed.constants import default_pg_timeout
 from torch.optim import Optimizer
 
@@ -23,10 +24,11 @@ from ticks.strategy.environment import WorkerEnvironment, cluster_environment
 from ticks.strategy.launch import WorkerLauncher
 from ticks.strategy.ledger import Ledger
 from ticks.strategy.parent import end_with_parent
-from ticks.strategy.shutdown import Heartbeat, Presence, Stopped, leave, quieten
+from ticks.strategy.shutdown import Heartbeat, Presence, Stopped, ValidationLeft, leave, quieten
 from ticks.strategy.wire import out_of_step
 
 log = logging.getLogger(__name__)
+A_YEAR = 31_536_000  # seconds
 START_UP = timedelta(seconds=50)  # what workers that we start may take at least to get here: they import torch
 
 FAILURE_SECONDS = 5.0  # for the others to fail as well, where an exception is to be saved
@@ -59,8 +61,8 @@ class WorkerStrategy(DDPStrategy):
         **kwargs: Any,
     ) -> None:
         for name, value in {"heartbeat_seconds": heartbeat_seconds, "hang_seconds": hang_seconds}.items():
-            if not 0 < value < float("inf"):
-                raise ValueError(f"{name}={value} must be above 0 seconds")
+            if not 0 < value <= A_YEAR:
+                raise ValueError(f"{name}={value} must be above 0 seconds and at most a year ({A_YEAR} s)")
         end_with_parent()
         super().__init__(
             checkpoint_io=kwargs.pop("checkpoint_io", None) or files.AtomicCheckpointIO(),
@@ -83,6 +85,8 @@ class WorkerStrategy(DDPStrategy):
         self._all_failed: bool | None = None  # once this fit, validate or test has failed
         self._worker_state: dict[str, Any] | None = None
         self._random_before_validation: dict[str, Any] | None = None
+        self._can_leave_validation = False  # is in one, in training, that can be left
+        self._validated = self._loaders_ended = 0  # batches and loaders of it
 
     # ---- start and end -------------------------------------------------------------------------------------------
 
@@ -117,7 +121,7 @@ class WorkerStrategy(DDPStrategy):
         patience = max(START_UP, timedelta(seconds=self.hang_seconds)) if on_one_machine else timeout
         address, port = environment.main_address, environment.main_port
         if rank == 0:
-            store = launcher.store or meeting.host(address, port, timeout)
+            store = launcher.store or meeting.host(port, timeout)
         else:
             store = meeting.join(address, port, patience, who=f"worker {rank}")
         store.set_timeout(timeout)
@@ -256,12 +260,10 @@ class WorkerStrategy(DDPStrategy):
         )
         ranks = [str(rank) for rank in range(self.world_size)]
         store.set(str(self.global_rank), f"{what} after step {self.step}")
-        try:
-            store.wait(ranks, timedelta(seconds=self.hang_seconds))
-        except RuntimeError:
+        if not meeting.all_there(store, ranks, self.hang_seconds):
             missing = {rank: "elsewhere" for rank in range(self.world_size) if not store.check([str(rank)])}
             told = {self.global_rank: f"{what} after step {self.step}{self._note()}, for {self.hang_seconds:g} s"}
-            raise RuntimeError(str(out_of_step(told | missing))) from None
+            raise RuntimeError(str(out_of_step(told | missing)))
         meanings = {rank: store.get(str(rank)).decode() for rank in range(self.world_size)}
         if len(set(meanings.values())) > 1:
             raise out_of_step(meanings)
@@ -342,9 +344,58 @@ class WorkerStrategy(DDPStrategy):
         """
         self.meet("a validation")
         self._random_before_validation = files.random_state(self.root_device)
-        yield
-        files.set_random_state(self._random_before_validation, self.root_device)
-        self._random_before_validation = None
+        self._can_leave_validation = self._leaves_nothing_behind()
+        self._validated = self._loaders_ended = 0
+        try:
+            yield
+        finally:
+            self._can_leave_validation = False
+            files.set_random_state(self._random_before_validation, self.root_device)
+            self._random_before_validation = None
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        if self._can_leave_validation and self._heartbeat is not None:
+            if self._heartbeat.stop_validating(self.step, self._validated) is not None:
+                if self.world_size > 1:
+                    self._end_of_loader().set("then", "leave")
+                raise ValidationLeft
+            self._validated += 1
+        return super().validation_step(*args, **kwargs)
+
+    def end_validation(self) -> None:
+        """Either every worker goes on from here, or everybody leaves this validation: ValidationLeft."""
+        if not self._can_leave_validation or self.world_size == 1:
+            return
+        store = self._end_of_loader()
+        self._loaders_ended += 1
+        if store.add("through", 1) == self.world_size:
+            store.set("then", "go on")
+        if not meeting.all_there(store, ["then"], (self._timeout or default_pg_timeout).total_seconds()):
+            raise RuntimeError("not every worker came to the end of a validation")
+        if store.get("then") == b"leave":
+            raise ValidationLeft
+
+    def _end_of_loader(self) -> Any:
+        """Where workers that have had its last batch read what to do: once all have, or one that has not leaves."""
+        base = dist.distributed_c10d._get_default_store()
+        return dist.PrefixStore(f"ticks/validation/{self._fit_name}/{self._meetings}/{self._loaders_ended}", base)
+
+    def stop_after_validation(self) -> NoReturn:
+        assert self._heartbeat is not None
+        self._stop(self._heartbeat.asked())
+
+    def _leaves_nothing_behind(self) -> bool:
+        """Whether a validation can be left in the middle: not where something begun before it is ended after it."""
+        module = self.lightning_module
+        assert module is not None
+        callbacks: Any = module.trainer.callbacks  # type: ignore[attr-defined]
+        owners = [owner for owner in (module, *callbacks) if not isinstance(owner, ProgressBar)]
+        return not any(
+            is_overridden(hook, owner, LightningModule if isinstance(owner, LightningModule) else Callback)
+            for owner in owners
+            for hook in ("on_validation_start", "on_validation_epoch_start")
+            if not getattr(owner, "validation_can_be_left", False)
+        )
 
     # ---- stopping ------------------------------------------------------------------------------------------------
 
@@ -412,9 +463,9 @@ class WorkerStrategy(DDPStrategy):
         ranks = [str(rank) for rank in range(self.world_size)]
         try:
             store.set(str(self.global_rank), f"{type(exception).__name__} after step {self.step}")
-            store.wait(ranks, timedelta(seconds=FAILURE_SECONDS))
-            alike = len({store.get(rank) for rank in ranks}) == 1
-        except RuntimeError:  # not all came, or the store, which lives with worker 0, is gone
+            came = meeting.all_there(store, ranks, FAILURE_SECONDS)
+            alike = came and len({store.get(rank) for rank in ranks}) == 1
+        except RuntimeError:  # the store, which lives with worker 0, is gone
             alike = False
         if not alike:
             log.warning("worker %d failed by itself: no checkpoint of the exception is saved", self.global_rank)
