@@ -4,11 +4,9 @@ CONSTRAINTS ?= -c constraints.txt
 ARGS ?=
 BIN = .venv/bin
 
-# another CONSTRAINTS than .venv was made with: it is set up again
-ifneq ($(origin CONSTRAINTS),file)
+# another CONSTRAINTS than .venv was made with: it is set up again, and once more when they are left out
 ifneq ($(CONSTRAINTS),$(shell cat .venv/ready 2> /dev/null))
 .PHONY: .venv/ready
-endif
 endif
 
 .PHONY: train test setup lint format types bench bench-network faults figure quality clean

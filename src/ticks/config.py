@@ -452,6 +452,8 @@ def _explain(error: Exception, parsed: Sequence[Override], config_dir: Path) -> 
             if group and (config_dir / key).is_dir():
                 chosen = next((str(o.input_line) for o in parsed if o.key_or_group == group), f"this {group}")
                 return f"{override.input_line} chooses nothing: {chosen} has no {part}"
+            if override.is_delete() and override.value() is None:
+                return f"{override.input_line}: there is no such key, or it is null already"
             return f"unknown key '{key}' (value {override.value()!r}){_valid_siblings(key, parsed, config_dir)}"
     return first
 

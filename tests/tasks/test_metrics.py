@@ -75,3 +75,13 @@ def test_reset_forgets() -> None:
     metric.reset()
     metric.update(torch.tensor(3.0), torch.tensor(1))
     assert float(metric.compute()) == 3.0
+
+
+def test_an_evaluation_in_inference_mode_leaves_a_metric_that_training_can_go_on_with() -> None:
+    metric = TokenLoss()
+    with torch.inference_mode():  # Trainer.validate, where the process group is not gloo's
+        metric.update(torch.tensor(2.0), torch.tensor(1))
+        metric.reset()
+    with torch.no_grad():  # a validation inside training
+        metric.update(torch.tensor(6.0), torch.tensor(2))
+    assert metric.compute() == 3.0

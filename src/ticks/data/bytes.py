@@ -6,6 +6,7 @@ W takes its own G / W of them. So a batch depends on (seed, step, worker) alone:
 workers does not change what is learnt from, and resuming at step s is starting at step s.
 """
 
+import os
 import signal
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -53,6 +54,8 @@ class ByteData(LightningDataModule):
         ):
             if value < least:
                 raise ValueError(f"{name}={value} must be at least {least}")
+        if num_workers > (most := 8 * (os.cpu_count() or 1)):
+            raise ValueError(f"num_workers={num_workers} must be at most {most}, eight processes for each CPU core")
         self.block_size = block_size
         self.global_batch_size = global_batch_size
         self.eval_batch_size = eval_batch_size

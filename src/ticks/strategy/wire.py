@@ -52,8 +52,8 @@ def meaning(numbers_P: Tensor, exact: int, channel: str, step: int) -> str:
 class Told:
     """What every worker of the group means by its next message, and its facts (F,): one exchange of small rows.
 
-    Numbers are posted only when it has come back, a latency later: gloo ends the process where sizes differ. It is the
-    gathering of facts that ticks had before, 8 bytes longer: no message is added.
+    Numbers are posted only when it has come back, a latency later: gloo ends the process where sizes differ. It is part
+    of a tick's one message, whose facts are gathered so anyway; it costs an exchange over an encoding one latency.
     """
 
     def __init__(

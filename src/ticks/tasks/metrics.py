@@ -30,8 +30,9 @@ class TokenLoss(Metric):
 
     def update(self, nll: Tensor, tokens: Tensor) -> None:
         """Add the summed loss `nll` of `tokens` tokens (both scalars)."""
-        self.total += nll
-        self.tokens += tokens
+        # not in place: an evaluation in inference mode, as on GPUs, leaves sums that nothing else may change
+        self.total = self.total + nll
+        self.tokens = self.tokens + tokens
 
     def compute(self) -> Tensor:
         return self.total / self.tokens / self.unit
