@@ -219,6 +219,11 @@ def test_sizes_that_cannot_be_are_refused(wrong: dict[str, int]) -> None:
         words(**wrong)
 
 
+def test_more_loader_processes_than_a_machine_has_use_for_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"num_workers=100000 must be at most \d+, eight processes for each CPU core"):
+        words(num_workers=100_000)
+
+
 def test_a_corpus_too_small_for_one_window_is_refused() -> None:
     with pytest.raises(ValueError, match=r"too little text: the val split has \d+ bytes .*block_size=5000 needs 5001"):
         words(block_size=5000).prepare_data()
