@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -310,8 +311,6 @@ def test_several_nodes_need_to_be_told_where_to_meet(tmp_path: Path) -> None:
 
 
 def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
-    import socket
-
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))
         taken.listen()
@@ -336,6 +335,17 @@ def test_a_worker_that_waits_for_a_worker_0_that_is_not_there_can_be_stopped(
     assert command.end(20) == 143, command.output
     assert time.monotonic() - began < 5
     assert "Traceback" not in command.output
+
+
+def test_a_worker_0_that_accepts_and_says_nothing_is_given_up() -> None:
+    """One that is stopped: torch waits for its first words without an end."""
+    with socket.socket() as stopped:
+        stopped.bind(("127.0.0.1", 0))
+        stopped.listen()
+        began = time.monotonic()
+        with pytest.raises(meeting.NoMeeting, match=r"worker 1 waits for worker 0 .* nothing for 1 s"):
+            meeting.join("127.0.0.1", stopped.getsockname()[1], timedelta(seconds=1), who="worker 1")
+        assert time.monotonic() - began < 8
 
 
 def test_worker_0_does_not_go_by_the_name_that_others_find_it_under(tmp_path: Path) -> None:

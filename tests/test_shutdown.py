@@ -7,12 +7,15 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from tests.conftest import Command, only_run, run_command, run_workers
+from tests.strategy.toys import Toy, trainer_for
+from ticks.strategy import TickStrategy
 from ticks.strategy.shutdown import Awake, Presence
 
 # rounds far longer than the test: nobody may wait for a tick; dropout: random states must be right
@@ -125,6 +128,32 @@ def presence(stops: int | None) -> list[str]:
         time.sleep(2.5)
     sign.close()
     return said
+
+
+def start_up(stops: int) -> list[str]:
+    """What is said of worker `stops`, which is stopped for 3 seconds before there is a process group."""
+    rank, said = int(os.environ["LOCAL_RANK"]), []
+    strategy = TickStrategy(interval=2, hang_seconds=1.5, heartbeat_seconds=0.1)
+    strategy._abort = said.append  # type: ignore[method-assign,assignment]
+    init = dist.init_process_group
+
+    def stopped_first(*arguments: Any, **options: Any) -> None:
+        if rank == stops:
+            subprocess.Popen(["sh", "-c", f"sleep 3; kill -CONT {os.getpid()}"])
+            os.kill(os.getpid(), signal.SIGSTOP)
+        init(*arguments, **options)
+
+    dist.init_process_group = stopped_first
+    trainer_for(strategy, 2, steps=2).fit(Toy())
+    return said
+
+
+@pytest.mark.parametrize(
+    ("stops", "said"), [(0, "worker 0 is gone or hangs"), (1, "worker 1 has not answered for 1.5 s")]
+)
+def test_a_worker_that_is_stopped_before_there_is_a_process_group_is_found(stops: int, said: str) -> None:
+    heard = run_workers(2, start_up, stops)
+    assert heard[1 - stops][0] == said
 
 
 @pytest.mark.parametrize(

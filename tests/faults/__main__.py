@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tests.faults.outcome import Outcome
+from tests.faults.outcome import Ledger, Outcome
 from tests.faults.plan import Trial, trial, trials
 
 AN_HOUR = 400  # trials
@@ -54,7 +54,8 @@ def command_line(arguments: list[str]) -> argparse.Namespace:
     add("--jobs", type=positive, default=2, help="trials at a time (2)")
     add("--system", choices=("ticks", "lightning"), default="ticks")
     add("--out", type=Path, help="write the table here as well")
-    add("--work", type=Path, help="where runs lie and uninterrupted ones are kept (default: a temporary directory)")
+    add("--work", type=Path, help="where runs lie, and uninterrupted ones and outcomes are kept: the next time it goes"
+        " on behind them (default: a temporary directory)")  # fmt: skip
     chosen = parser.parse_args(arguments)
     only = tuple(name.strip() for name in chosen.only.split(",") if name.strip())
     if chosen.trial is not None:
@@ -71,13 +72,17 @@ def main(arguments: list[str]) -> int:
     from tests.faults.table import failure, markdown
 
     command = shlex.join(["python", "-m", "tests.faults", *arguments])
-    outcomes: list[Outcome] = []
     with _work_directory(chosen.work) as root, _progress() as progress:
-        task = progress.add_task("", total=len(chosen.planned), held=0)
-        for outcome in _until_interrupted(
-            results(chosen.planned, root, jobs=chosen.jobs, show=chosen.trial is not None)
-        ):
+        ledger = Ledger(root / "outcomes.jsonl")
+        known = ledger.read(chosen.planned) if chosen.trial is None else {}
+        outcomes = list(known.values())
+        task = progress.add_task(
+            "", total=len(chosen.planned), completed=len(known), held=sum(o.held for o in outcomes)
+        )
+        left = [planned for planned in chosen.planned if planned not in known]
+        for outcome in _until_interrupted(results(left, root, jobs=chosen.jobs, show=chosen.trial is not None)):
             outcomes.append(outcome)
+            ledger.write(outcome)
             progress.update(task, advance=1, held=sum(o.held for o in outcomes))
             if not outcome.held:
                 progress.console.print(failure(outcome), markup=False, soft_wrap=True)

@@ -51,16 +51,19 @@ def _send(trial: Trial, it: Run, length: float, outcome: Outcome) -> None:
         it.wait(TO_LEAVE)
         return
     began, signum = it.seconds, signal.Signals[trial.fault]
+    goes_on = _goes_on(trial, it)
     if trial.target == "group":
         it.send(signum, [-it.pid])
     else:
         it.send(signum, targets)
     if signum == signal.SIGSTOP:
-        _after_stopping(trial, it, targets, outcome)
+        _after_stopping(trial, it, targets, outcome, goes_on=goes_on)
     else:
         in_time = it.wait(TO_LEAVE)
         outcome.expect(in_time, f"something was alive {TO_LEAVE:g} s after {trial.moment}")
-    if not (signum == signal.SIGSTOP and _goes_on(trial)):
+    if signum == signal.SIGSTOP and goes_on:
+        outcome.expect(it.ended_here or it.code == 0, f"exit code {it.code} after it went on ({last_line(it.output)})")
+    else:
         outcome.seconds = it.seconds - began
 
 
@@ -73,7 +76,7 @@ def _targets(trial: Trial, it: Run) -> list[int]:
     return []
 
 
-def _after_stopping(trial: Trial, it: Run, stopped: list[int], outcome: Outcome) -> None:
+def _after_stopping(trial: Trial, it: Run, stopped: list[int], outcome: Outcome, *, goes_on: bool) -> None:
     """A stopped worker ends everything. What only the stopped main process could do, it does when it goes on; a group
     that was stopped as a whole (Ctrl-Z) just goes on."""
     if trial.target == "worker":
@@ -83,7 +86,7 @@ def _after_stopping(trial: Trial, it: Run, stopped: list[int], outcome: Outcome)
         others_gone = it.wait_for_others(TO_FIND_A_HANG)
         outcome.expect(others_gone, f"other workers alive {TO_FIND_A_HANG:g} s after the main process was stopped")
         it.send(signal.SIGCONT, stopped)
-        limit = TO_LEAVE if trial.workers > 1 else TO_RESUME
+        limit = TO_RESUME if goes_on else TO_LEAVE
     else:
         it.wait(2.0)
         it.send(signal.SIGCONT, [-it.pid])
@@ -91,9 +94,9 @@ def _after_stopping(trial: Trial, it: Run, stopped: list[int], outcome: Outcome)
     outcome.expect(it.wait(limit), f"alive {limit:g} s after it was told to go on")
 
 
-def _goes_on(trial: Trial) -> bool:
-    """Whether nobody was left who could miss the stopped ones."""
-    return trial.target == "group" or trial.workers == 1
+def _goes_on(trial: Trial, it: Run) -> bool:
+    """Whether nobody is there who could miss those that are about to be stopped."""
+    return trial.target == "group" or (trial.target == "main" and not it.workers())
 
 
 def _check_code(trial: Trial, it: Run, outcome: Outcome) -> None:
@@ -106,8 +109,6 @@ def _check_code(trial: Trial, it: Run, outcome: Outcome) -> None:
         outcome.expect(finished, "exit code 0 of a run that did not finish")
     elif signum in (signal.SIGTERM, signal.SIGINT):
         outcome.expect(code in (128 + signum, -signum), f"exit code {code} ({last_line(it.output)})")
-    elif signum == signal.SIGSTOP and _goes_on(trial):
-        outcome.expect(False, f"exit code {code} after it went on ({last_line(it.output)})")
 
 
 def _finished(trial: Trial, it: Run) -> bool:

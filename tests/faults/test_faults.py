@@ -12,7 +12,7 @@ import torch
 from tests.faults import damage, mutations, runs, signals
 from tests.faults.__main__ import command_line
 from tests.faults.kept import Kept, difference
-from tests.faults.outcome import Outcome
+from tests.faults.outcome import Ledger, Outcome
 from tests.faults.plan import PRESETS, SIGNALS, TARGETS, Moment, Trial, trial, trials
 from tests.faults.table import markdown
 from tests.faults.trials import run_trial
@@ -180,6 +180,17 @@ def test_numbers_that_are_not_finite_are_not_a_correct_run(tmp_path: Path) -> No
     outcome = Outcome(trial(1, 0))
     mutations.judge(SimpleNamespace(code=0, output="", directory=tmp_path), outcome, told_to_stop=False)
     assert outcome.broken == ["exit code 0 with a loss that is not finite"]
+
+
+def test_a_measurement_goes_on_behind_what_is_known(tmp_path: Path) -> None:
+    planned = [trial(n, 0) for n in range(3)]
+    ledger = Ledger(tmp_path / "work" / "outcomes.jsonl")
+    first = Outcome(planned[0], seconds=1.5, exact=True)
+    second = Outcome(planned[1], broken=["a stack trace"], left=["1 (S) python"], note="seed=-1")
+    for outcome in (first, second):
+        ledger.write(outcome)
+    assert ledger.read(planned) == {planned[0]: first, planned[1]: second}
+    assert not ledger.read([trial(0, 1), trial(0, 0, "lightning")])
 
 
 # ---- a few trials -------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ signal ends, that says what it waits for, and that gives up where a worker has d
 
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -37,15 +38,30 @@ def host(port: int, seconds: timedelta) -> dist.TCPStore:
 
 def join(address: str, port: int, seconds: timedelta, *, who: str) -> dist.TCPStore:
     """The store that worker 0 hosts; its own timeout is short. NoMeeting if there is none for `seconds`."""
-    once = timedelta(seconds=TRY_SECONDS)
+    attempt = _Attempt(address, port)
     for _ in _waiting(seconds, f"{who} waits for worker 0 at {address}:{port} (MASTER_ADDR, MASTER_PORT)"):
-        try:
-            socket.create_connection((address, port), timeout=TRY_SECONDS).close()
-            store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=once)
-        except (OSError, RuntimeError):  # nobody there yet, or somebody else
-            continue
-        return store
+        attempt.join(TRY_SECONDS)
+        if attempt.store is not None:
+            return attempt.store
+        if not attempt.is_alive():
+            attempt = _Attempt(address, port)
     raise AssertionError("unreachable")
+
+
+class _Attempt(threading.Thread):
+    """To reach a store, in a thread: torch waits without an end for the first words of a worker 0 that is stopped."""
+
+    def __init__(self, address: str, port: int) -> None:
+        super().__init__(name="ticks-join", daemon=True)
+        self.address, self.port = address, port
+        self.store: dist.TCPStore | None = None
+        self.start()
+
+    def run(self) -> None:
+        once = timedelta(seconds=TRY_SECONDS)
+        with suppress(OSError, RuntimeError):  # nobody there yet, or somebody else
+            socket.create_connection((self.address, self.port), timeout=TRY_SECONDS).close()
+            self.store = dist.TCPStore(self.address, self.port, is_master=False, wait_for_workers=False, timeout=once)
 
 
 def gather(store: dist.Store, rank: int, world_size: int, seconds: timedelta, *, check: Callable[[], None]) -> None:

@@ -231,9 +231,10 @@ class Awake:
 
 
 class Presence:
-    """One worker's sign of life while fit, validate or test last, and worker 0's look at the others'.
+    """One worker's sign of life, from the meeting to the end of fit, validate or test; worker 0's look at the others'.
 
     `abort(message)` must not return: it is called when a worker, or worker 0's store, is silent for `hang_seconds`.
+    `store` is a connection that nobody else uses, where there is no process group yet.
     """
 
     def __init__(
@@ -245,11 +246,12 @@ class Presence:
         seconds: float,
         hang_seconds: float,
         abort: Callable[[str], None],
+        store: Any = None,
     ) -> None:
         self.rank, self.world_size = rank, world_size
         self.seconds, self.hang_seconds = seconds, hang_seconds
         self.abort = abort
-        self._store = dist.PrefixStore(f"ticks/presence/{name}", connection_of_threads(hang_seconds))
+        self._store = dist.PrefixStore(f"ticks/presence/{name}", store or connection_of_threads(hang_seconds))
         self._closed = threading.Event()
         self._beats = 0  # that the store has answered
         self._thread = threading.Thread(target=self._run, name="ticks-presence", daemon=True)

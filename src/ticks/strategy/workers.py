@@ -30,6 +30,7 @@ from ticks.strategy.wire import out_of_step
 log = logging.getLogger(__name__)
 A_YEAR = 31_536_000  # seconds
 START_UP = timedelta(seconds=50)  # what workers that we start may take at least to get here: they import torch
+HOSTED = timedelta(seconds=10)  # what a store may take to answer at least that worker 0 hosted before it started us
 
 FAILURE_SECONDS = 5.0  # for the others to fail as well, where an exception is to be saved
 
@@ -123,9 +124,14 @@ class WorkerStrategy(DDPStrategy):
         if rank == 0:
             store = launcher.store or meeting.host(port, timeout)
         else:
-            store = meeting.join(address, port, patience, who=f"worker {rank}")
+            there_already = max(HOSTED, timedelta(seconds=self.hang_seconds)) if on_one_machine else timeout
+            store = meeting.join(address, port, there_already, who=f"worker {rank}")
         store.set_timeout(timeout)
+        if rank != 0:
+            self._be_present("start", store)
         meeting.gather(store, rank, self.world_size, patience, check=launcher.check)
+        if rank == 0:  # they are here, and have said so
+            self._be_present("start", store)
         gpu = self.root_device if self.root_device.type != "cpu" else None
         dist.init_process_group(
             self._get_process_group_backend(),
@@ -138,7 +144,7 @@ class WorkerStrategy(DDPStrategy):
 
     def setup(self, trainer: Trainer) -> None:
         self._compare_fingerprints()
-        self._be_present()
+        self._be_present(self._fit_name)
         self._refuse_what_talks(trainer)
         quieten(trainer, self)
         self._meetings, self._met_after, self._all_failed = 0, None, None
@@ -147,17 +153,18 @@ class WorkerStrategy(DDPStrategy):
                 files.follow_worker_0(callback, self.all_failed)
         super().setup(trainer)
 
-    def _be_present(self) -> None:
+    def _be_present(self, name: str, store: Any = None) -> None:
         if self._presence is not None:
             self._presence.close()
         if self.world_size > 1:
             self._presence = Presence(
                 self.global_rank,
                 self.world_size,
-                name=self._fit_name,
+                name=name,
                 seconds=self.heartbeat_seconds,
                 hang_seconds=self.hang_seconds,
                 abort=self._abort,
+                store=store.clone() if hasattr(store, "clone") else store,
             )
 
     def teardown(self) -> None:
