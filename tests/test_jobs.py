@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import REPOSITORY, run_command
-from ticks.jobs import Outcome, for_sweeper, record, run_job, show, told
+from ticks.jobs import Outcome, for_sweeper, record, run_job, show, signals_afterwards, told
 from ticks.report import summary
 
 PYTHON = os.path.realpath(sys.executable)  # starts fast: no site-packages are needed
@@ -58,27 +58,61 @@ sys.exit(128 + {signum})
     assert signal.getsignal(signum) == before
 
 
-def test_a_signal_that_comes_while_a_job_starts_is_passed_on_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_signal_that_comes_while_a_job_starts_is_passed_on_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+
+    class Interrupted(subprocess.Popen):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            os.kill(os.getpid(), signal.SIGTERM)  # its handler runs now, or once signals are not blocked any more
+
+        def send_signal(self, signum: int) -> None:
+            sent.append(signum)
+            super().send_signal(signum)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    for deaf in (False, True):
+        code = "import signal, time; signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM]); time.sleep(30)"
+        outcome = run_job(python(code), [], deaf=deaf)
+        assert (outcome.status, outcome.code, outcome.asked) == ("stopped", 143, signal.SIGTERM)
+        assert sent == [signal.SIGTERM]
+        sent.clear()
+
+
+def test_a_job_that_was_through_when_all_were_asked_to_stop_is_finished(tmp_path: Path) -> None:
     code = f"""
-import signal, sys, time
-came = []
-signal.signal(signal.SIGTERM, lambda *_: came.append(1))
-signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-time.sleep(0.5)
-open({str(tmp_path / "came")!r}, "w").write(str(len(came)))"""
+import os, signal, time
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+os.kill({os.getpid()}, signal.SIGTERM)
+time.sleep(30)"""
+    outcome = run_job(python(code), [])
+    assert (outcome.status, outcome.code, outcome.asked) == ("finished", 0, signal.SIGTERM)
 
-    def popen(*arguments: Any, **options: Any) -> subprocess.Popen:
-        process = real(*arguments, **options)
-        os.kill(os.getpid(), signal.SIGTERM)  # the handler runs now, or as soon as signals are not blocked any more
-        return process
 
-    real = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", popen)
-    outcome = run_job(python(code), [], deaf=True)
-    assert (outcome.status, outcome.code, outcome.all_asked) == ("stopped", 143, True)
-    assert (tmp_path / "came").read_text() == "1"
+def test_a_signal_between_two_jobs_loses_no_outcome() -> None:
+    kept = []
+
+    def job_and_its_record() -> None:
+        with signals_afterwards():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+            kept.append("outcome")
+
+    with pytest.raises(SystemExit, match="143"):
+        job_and_its_record()
+    assert kept
+
+
+def test_what_outlived_a_job_is_none() -> None:
+    """A variable that was left behind: its job is gone, and so would this process be."""
+    code = "import os; from ticks.strategy.parent import end_with_parent as e; e(); print('TICKS_JOB_OF' in os.environ)"
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    env = os.environ | {"TICKS_JOB_OF": str(gone.pid)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "False\n")
+    as_a_job = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, start_new_session=True)
+    assert as_a_job.returncode == -signal.SIGTERM
 
 
 def test_a_deaf_job_starts_with_signals_blocked_and_others_do_not() -> None:
@@ -166,12 +200,12 @@ def test_a_sweeper_learns_the_measure_or_the_worst_there_is() -> None:
     assert for_sweeper(Outcome([], "failed")) == math.inf  # Optuna aborts at nan, and learns nothing from None
     assert for_sweeper(Outcome([], "stopped", code=143)) == math.inf  # somebody stopped this one alone
     with pytest.raises(SystemExit, match="143"):
-        for_sweeper(Outcome([], "stopped", code=143, all_asked=True))
+        for_sweeper(Outcome([], "stopped", code=143, asked=15))
 
 
 def test_a_job_that_is_stopped_alone_was_not_asked_for_all() -> None:
     outcome = run_job(python("import os; os.kill(os.getpid(), 15)"), [])
-    assert (outcome.status, outcome.code, outcome.all_asked) == ("stopped", 143, False)
+    assert (outcome.status, outcome.code, outcome.asked) == ("stopped", 143, None)
 
 
 # ---- the table ---------------------------------------------------------------------------------------------------
@@ -247,7 +281,7 @@ class Fake(Sweeper):
 def run_job(command, overrides, **options):
     seed = int(overrides[-1].removeprefix("seed="))
     if seed == 3:
-        return jobs.Outcome(overrides, "stopped", code=143, all_asked=True)
+        return jobs.Outcome(overrides, "stopped", code=143, asked=15)
     return jobs.Outcome(overrides, "failed", message="nan") if seed == 1 else jobs.Outcome(overrides, "finished", 0.5)
 
 jobs.run_job = run_job

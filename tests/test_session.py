@@ -34,11 +34,14 @@ CALLBACKS = """
         def __init__(self, how: str, ranks: list):
             self.how, self.ranks = how, ranks
         def on_train_start(self, trainer, module):
+            if self.how == "busy" and trainer.global_rank not in self.ranks:
+                time.sleep(12)
             if trainer.global_rank in self.ranks:
                 raise {
                     "mistake": MisconfigurationException("it wants a logger"),
                     "bug": KeyError("a bug"),
                     "socket": RuntimeError("the socket of my own database is gone"),
+                    "busy": RuntimeError("the socket of my own database is gone"),
                     "memory": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 4096000000 bytes"),
                 }[self.how]
 
@@ -117,6 +120,13 @@ def test_a_bug_that_reads_like_a_broken_connection_is_shown(tmp_path: Path) -> N
     assert code == 1, output
     assert output.splitlines()[3] == "error: worker 1: RuntimeError: the socket of my own database is gone"
     assert output.count("Traceback") == 1, output
+
+
+def test_a_bug_is_shown_though_worker_0_is_busy_until_everything_is_ended(tmp_path: Path) -> None:
+    code, output = failing(tmp_path, "busy", "[1]", workers=2)
+    assert code == 1, output
+    assert "error: worker 1: RuntimeError: the socket of my own database is gone" in output
+    assert "ticks: worker 1 ended with exit code 1; ending the other workers" in output
 
 
 def test_out_of_memory_is_one_line(tmp_path: Path) -> None:
@@ -348,23 +358,19 @@ def test_a_worker_0_that_accepts_and_says_nothing_is_given_up() -> None:
         assert time.monotonic() - began < 8
 
 
-def test_worker_0_does_not_go_by_the_name_that_others_find_it_under(tmp_path: Path) -> None:
+def test_worker_0_does_not_go_by_the_name_that_others_find_it_under(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If that is another machine's, torch would wait for it, where no signal is heard."""
+    monkeypatch.setattr(meeting, "PATIENCE", 0.5)
     by_hand = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "10.255.255.1",
                "MASTER_PORT": str(free_port())}  # fmt: skip
+    command = Command(tmp_path, *QUIET, "trainer.devices=2", env=by_hand)
+    command.wait_for("worker 0 waits for the other workers, 2 in all", 60)
+    meeting.join("127.0.0.2", int(by_hand["MASTER_PORT"]), timedelta(seconds=5), who="worker 1")  # by any name of its
     began = time.monotonic()
-    store = meeting.host(int(by_hand["MASTER_PORT"]), timedelta(seconds=60))
-    assert time.monotonic() - began < 2
-    meeting.join("127.0.0.2", store.port, timedelta(seconds=5), who="worker 1").set("here", "yes")  # any of its names
-    assert store.get("here") == b"yes"
-    del store
-    script = tmp_path / "waits.py"
-    script.write_text(f"{SNIPPET}\ntrain(2)\n")
-    command = subprocess.Popen([sys.executable, str(script)], cwd=tmp_path, env=os.environ | by_hand)
-    time.sleep(6.0)  # it imports torch, then waits for worker 1
-    began = time.monotonic()
-    command.terminate()
-    command.wait(30)
+    command.process.terminate()
+    assert command.end(20) == 143, command.output
     assert time.monotonic() - began < 5
 
 

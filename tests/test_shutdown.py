@@ -105,6 +105,20 @@ def test_sigkill_of_one_worker_ends_all_with_a_failure(victim: str, tmp_path: Pa
     assert json.loads((only_run(tmp_path) / "summary.json").read_text())["status"] != "finished"
 
 
+def test_of_three_workers_the_killed_one_is_named_and_none_that_lost_it(tmp_path: Path) -> None:
+    command = start(tmp_path, "strategy.clock.interval=2", "data.global_batch_size=12", workers=3)
+    workers = [pid for pid in command.group() if "ticks-job" in Path(f"/proc/{pid}/cmdline").read_text()]
+    names = {
+        Path(f"/proc/{pid}/environ").read_text().partition("TICKS_WORKER=")[2].partition("\0")[0]: pid
+        for pid in workers
+    }
+    (victim,) = [pid for told, pid in names.items() if '"rank": 2' in told]
+    os.kill(victim, signal.SIGKILL)
+    assert command.end(30) == 1
+    assert "worker 2 was killed by SIGKILL" in command.output
+    assert "Traceback" not in command.output, command.output
+
+
 def test_a_worker_that_hangs_is_found(tmp_path: Path) -> None:
     command = start(tmp_path, "strategy.hang_seconds=3")
     began = time.monotonic()

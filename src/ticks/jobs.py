@@ -44,7 +44,7 @@ class Outcome:
     message: str | None = None
     run_dir: str | None = None
     code: int = 0
-    all_asked: bool = False  # to stop: the process that waits for it, and so what would come after it
+    asked: int | None = None  # the signal by which the process that waits for it, and so all, was asked to stop
 
 
 # ---- in the process of a job -------------------------------------------------------------------------------------
@@ -140,9 +140,9 @@ def run_job(
         code = process.wait()
         about = _told(file)
     outcome.run_dir, outcome.message = about.get("run_dir"), about.get("message")
-    outcome.code = code if code >= 0 else 128 - code
-    if asked is not None:
-        outcome.code, outcome.all_asked = 128 + asked, True
+    outcome.code, outcome.asked = code if code >= 0 else 128 - code, asked
+    if asked is not None and code != 0:  # it may have been through
+        outcome.code = 128 + asked
     if outcome.code - 128 in STOPS:
         outcome.status = "stopped"
     elif outcome.code == 0:
@@ -162,8 +162,8 @@ def _measure(run_dir: str | None) -> float | None:
 def for_sweeper(outcome: Outcome) -> float | None:
     """What a sweeper is to learn of a job: its measure; the worst there is if it failed or was stopped by itself, so
     that the sweep goes on; None if it measured nothing. SystemExit if all was asked to stop."""
-    if outcome.all_asked:
-        raise SystemExit(outcome.code)
+    if outcome.asked is not None:
+        raise SystemExit(128 + outcome.asked)
     return outcome.measure if outcome.status == "finished" else math.inf
 
 
@@ -174,7 +174,19 @@ def record(number: int, outcome: Outcome) -> None:
     """Keep the outcome of a multirun's job for the table at its end."""
     if folder := os.environ.get(OUTCOMES):
         with suppress(OSError):  # the job runs on another machine
-            (Path(folder) / f"{number}.json").write_text(json.dumps(asdict(outcome)))
+            scratch = Path(folder) / f"{number}.partial"
+            scratch.write_text(json.dumps(asdict(outcome)))
+            scratch.replace(scratch.with_suffix(".json"))
+
+
+@contextmanager
+def signals_afterwards() -> Iterator[None]:
+    """A signal that comes in the block ends this process behind it, with 128 + signal."""
+    came: list[int] = []
+    with acting_on_signals(lambda signum, frame: came.append(signum)):
+        yield
+    if came:
+        sys.exit(128 + came[0])
 
 
 @contextmanager

@@ -16,8 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ticks.config import ConfigError
-from ticks.jobs import Outcome, all_finished, run_job, show
-from ticks.session import acting_on_signals, exit_by_signal
+from ticks.jobs import Outcome, all_finished, run_job, show, signals_afterwards
 
 
 def combinations(file: Path) -> list[list[str]]:
@@ -67,12 +66,12 @@ def run_all(jobs: list[list[str]], overrides: list[str], program: Path) -> None:
     """
     outcomes = {number: Outcome([*job, *overrides]) for number, job in enumerate(jobs, start=1)}
     try:
-        with acting_on_signals(exit_by_signal):
-            for number, job in enumerate(jobs, start=1):
-                print(f"[{number}/{len(jobs)}] {' '.join(job)}", flush=True)
+        for number, job in enumerate(jobs, start=1):
+            print(f"[{number}/{len(jobs)}] {' '.join(job)}", flush=True)
+            with signals_afterwards():
                 outcomes[number] = run_job([sys.executable, str(program), *job, *overrides], [*job, *overrides])
-                if outcomes[number].all_asked:
-                    raise SystemExit(outcomes[number].code)
+            if (signum := outcomes[number].asked) is not None:
+                raise SystemExit(128 + signum)
     finally:
         show(outcomes, program=program)
     if not all_finished(outcomes.values()):

@@ -137,13 +137,16 @@ def _hydra_job(config: DictConfig) -> float | None:
         if not many:
             _do(job)
             return None
-        outcome = _in_a_process(job, list(about.overrides.task))
     except ConfigError as error:
         if not many:
             _die(error)
         print(f"error: {error}", file=sys.stderr, flush=True)
         outcome = jobs.Outcome(list(about.overrides.task), "failed", message=str(error), code=USER_MISTAKE)
-    jobs.record(about.job.num, outcome)
+        jobs.record(about.job.num, outcome)
+    else:
+        with jobs.signals_afterwards():  # an outcome is kept before one ends everything
+            outcome = _in_a_process(job, list(about.overrides.task))
+            jobs.record(about.job.num, outcome)
     return jobs.for_sweeper(outcome)
 
 
@@ -345,7 +348,7 @@ class _Run:
         )
         assert isinstance(self.trainer.strategy, WorkerStrategy)
         if (launcher := self._launcher()) is not None:
-            launcher.last_words = self.failures.tell
+            launcher.last_words = lambda: self.failures.tell() or launcher.killed() or self.failures.tell(broken=True)
         self._check_sizes()
         try:
             self.strategy.check(self.task)
@@ -643,10 +646,10 @@ class _Run:
         if launcher.signum:
             self.status = "stopped"
             sys.exit(128 + launcher.signum)
-        if self.failures.tell(broken=True):
+        if not launcher.killed() and self.failures.tell(broken=True):
             raise SystemExit(self.failures.exit_code) from RuntimeError(self.failures.last)
-        if launcher.dead:
-            _die(RuntimeError(f"{launcher.dead}; resume with: python train.py resume={self.run_dir}"), 1)
+        if dead := launcher.killed() or launcher.dead:
+            _die(RuntimeError(f"{dead}; resume with: python train.py resume={self.run_dir}"), 1)
 
     def _launcher(self) -> Any:
         """The one that started this machine's other workers, if it was built yet."""

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from lightning.fabric.loggers.logger import _DummyExperiment as DummyExperiment
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from tests.conftest import free_port, run_workers
 from ticks.report import wandb as ours
@@ -195,6 +196,20 @@ def test_a_server_with_which_no_run_can_be_begun_is_done_without(
     assert "cannot be used: bad gateway; this run is logged offline" in line
 
 
+def test_what_wandb_refuses_is_a_mistake_and_no_run_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    def init(**arguments: Any) -> None:
+        raise wandb.errors.UsageError("project name a/b: cannot contain characters /\nmore")
+
+    monkeypatch.setattr(wandb, "init", init)
+    logger = ours.wandb_logger(run_dir=str(tmp_path), offline=True, project="a/b")
+    for use in (lambda: logger.log_metrics({"a": 1.0}, 1), lambda: ours.log_config([logger], {}, {})):
+        with pytest.raises(MisconfigurationException, match=r"^logger\.wandb: project name a/b: cannot contain .* /$"):
+            use()
+    assert not logger.lost
+
+
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
 def test_a_timeout_that_is_no_time_is_refused(tmp_path: Path, timeout: float) -> None:
     with pytest.raises(ValueError, match=r"timeout=.* must be a number of seconds above 0"):
@@ -246,6 +261,7 @@ def test_a_wandb_process_that_is_gone_ends_no_training(
     for name in ("log_metrics", "log_hyperparams", "after_save_checkpoint", "finalize"):
         monkeypatch.setattr(f"lightning.pytorch.loggers.WandbLogger.{name}", lost)
     logger = ours.wandb_logger(run_dir=str(tmp_path), offline=True)
+    logger._experiment = SimpleNamespace(id="a run that has begun")
     getattr(logger, first)(*arguments)
     logger.log_metrics({"a": 2.0}, step=2)
     logger.log_hyperparams({"a": 2})

@@ -96,6 +96,7 @@ def test_what_a_worker_starts_is_no_worker_and_inherits_nothing(told: Identity) 
     assert who_am_i({identity.WORKER: json.dumps(asdict(told))}) == Identity("own")
     assert who_am_i({"TORCHELASTIC_RUN_ID": "none"} | told.to_environment()) == Identity("own")
     assert who_am_i(told.to_environment() | TORCHRUN).launcher == "torchrun"  # which a worker has started
+    assert who_am_i(told.to_environment() | {"MASTER_PORT": "1"}) == Identity("own")  # the rest was said to another
     left = unbelieved(told.to_environment())
     assert left == ["RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"]
 

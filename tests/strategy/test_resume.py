@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ from typing import Any, ClassVar
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import Callback, LambdaCallback, ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from torch.optim import SGD
 from torch.utils.data import DataLoader
@@ -106,99 +107,134 @@ def test_resuming_from_a_checkpoint_written_by_a_validation_is_bit_exact(name: s
 
 
 class LongValidation(Toy):
-    """Validates on `batches` after steps 7 and 14; `asks` gets SIGTERM in the first one's fourth batch."""
+    """Validates on so many batches; `asks` gets SIGTERM in the fourth batch of validation `when`. Nobody: None."""
 
-    def __init__(self, batches: int, *, asks: bool) -> None:
+    def __init__(self, batches: int, *, asks: bool | None, when: int) -> None:
         super().__init__(dropout=0.3)
-        self.batches, self.asks = batches, asks
+        self.batches, self.asks, self.when = batches, asks, when
         self.validated: list[int] = []
+        self.asked_at: float | None = None
 
     def val_dataloader(self) -> DataLoader:
-        self.validated.append(0)
         return DataLoader([next(iter(Stream(99)))] * self.batches, batch_size=None)
-
-    def on_validation_model_eval(self) -> None:
-        super().on_validation_model_eval()
-        self.validated.append(0)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         super().validation_step(batch, batch_idx)
+        self.validated += [0] if batch_idx == 0 else []
         self.validated[-1] += 1
-        if self.asks and batch_idx == 3:
+        if self.asks and batch_idx == 3 and len(self.validated) == self.when:
+            self.asked_at = time.monotonic()
             os.kill(os.getpid(), signal.SIGTERM)
         if self.asks is not None and batch_idx >= 3:
             time.sleep(0.05)
 
 
-class Undoes(Callback):
-    """Begins at the start of a validation what it ends after it."""
+class ActsUponEval(LongValidation):
+    def on_validation_model_eval(self) -> None:
+        super().on_validation_model_eval()
 
+
+class ActsUponStart(Callback):
     def on_validation_start(self, *_: Any) -> None:
         pass
 
 
-def stopped_in_validation(
+class Called:
+    def __call__(self, *_: Any) -> None:
+        pass
+
+
+def validating(
     name: str,
     directory: Path,
     batches: tuple[int, ...],
-    asks: int | None,
+    asks: int | None = None,
+    when: int = 1,
     resume: str | None = None,
-    undoes: bool = False,
+    *,
+    module: type[LongValidation] = LongValidation,
+    callbacks: Callable[[], list[Callback]] = list,
+    **options: Any,
 ) -> dict[str, Any]:
     pl.seed_everything(0, verbose=False)
     rank = int(os.environ["LOCAL_RANK"])
-    toy = LongValidation(batches[rank], asks=None if asks is None else asks == rank)
+    toy = module(batches[rank], asks=None if asks is None else asks == rank, when=when)
     strategy = STRATEGIES[name]()
     strategy.heartbeat_seconds = 0.1
     saver = ModelCheckpoint(directory, filename="val-{step}", monitor="val/loss", save_top_k=-1)
+    options = {"steps": STEPS, "val_check_interval": 7, "limit_val_batches": 1.0} | options
     trainer = trainer_for(
-        strategy, len(batches), steps=STEPS, callbacks=[saver, *([Undoes()] if undoes else [])],
-        enable_checkpointing=True, val_check_interval=7, limit_val_batches=1.0,
+        strategy, len(batches), callbacks=[saver, *callbacks()], enable_checkpointing=True, **options
     )  # fmt: skip
-    code, began = None, time.monotonic()
+    code = None
     try:
         trainer.fit(toy, ckpt_path=resume)
     except Stopped as stop:
         code = (stop.code, stop.step)
-    return {"final": flat(toy), "validated": toy.validated[1:], "code": code, "seconds": time.monotonic() - began}
+    return {"final": flat(toy), "validated": toy.validated, "code": code, "trains": toy.net.training,
+            "asked": toy.asked_at, "ended": time.monotonic()}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("name", "batches", "asks"),
+    ("name", "batches", "asks", "when"),
     [
-        ("gradients", (100,), 0),
-        ("parameters", (100, 100), 1),
-        ("gradients", (100, 1), 0),  # one waits for the other, with its last batch behind it
-        ("ddp", (5, 100), 0),
+        ("gradients", (100,), 0, 1),
+        ("parameters", (100, 100), 1, 2),
+        ("gradients", (100, 1), 0, 1),  # one waits for the other, with its last batch behind it
+        ("gradients", (1, 100), 1, 2),
+        ("ddp", (5, 100), 0, 1),
     ],
     ids=str,
 )
 def test_a_validation_is_left_for_a_stop_and_begun_anew_on_resuming(
-    name: str, batches: tuple[int, ...], asks: int, tmp_path: Path
+    name: str, batches: tuple[int, ...], asks: int, when: int, tmp_path: Path
 ) -> None:
-    n = len(batches)
-    whole = run_workers(n, stopped_in_validation, name, tmp_path / "whole", batches, None)
+    n, place, step = len(batches), tmp_path / "run", 7 * when
+    whole = run_workers(n, validating, name, tmp_path / "whole", batches)
     assert [w["validated"] for w in whole] == [[b, b] for b in batches]
-    stopped = run_workers(n, stopped_in_validation, name, tmp_path / "run", batches, asks)
+    stopped = run_workers(n, validating, name, place, batches, asks, when)
     for worker, count in zip(stopped, batches, strict=True):
-        assert worker["code"] == (143, 7)
-        assert worker["validated"][0] < 50 or worker["validated"] == [count]
-        assert worker["seconds"] < 5
+        assert worker["code"] == (143, step)
+        assert worker["validated"][-1] < 80 or worker["validated"][-1] == count
+        assert worker["ended"] - stopped[asks]["asked"] < 10
+        assert worker["trains"]
     if name == "parameters":  # in the middle of a round: each has its own back
         assert not torch.equal(stopped[0]["final"], stopped[1]["final"])
-    assert [f.name for f in (tmp_path / "run").glob("*.ckpt")] == ["stopped.ckpt"]
-    resume = str(tmp_path / "run" / "stopped.ckpt")
-    resumed = run_workers(n, stopped_in_validation, name, tmp_path / "run", batches, None, resume)
-    assert [r["validated"] for r in resumed] == [[b, b] for b in batches]
+    assert (place / "stopped.ckpt").exists()
+    assert not (place / f"val-step={step}.ckpt").exists()
+    resumed = run_workers(n, validating, name, place, batches, None, 1, str(place / "stopped.ckpt"))
+    assert [r["validated"] for r in resumed] == [[b] * (3 - when) for b in batches]
     assert all(torch.equal(mine["final"], theirs["final"]) for mine, theirs in zip(resumed, whole, strict=True))
-    saved = [sorted(f.name for f in (tmp_path / place).glob("val-*.ckpt")) for place in ("run", "whole")]
-    assert saved[0] == saved[1] == ["val-step=14.ckpt", "val-step=7.ckpt"]
+    assert {file.name for file in place.glob("val-*.ckpt")} == {"val-step=7.ckpt", "val-step=14.ckpt"}
+    again = run_workers(n, validating, name, tmp_path, batches, None, 1, str(place / f"val-step={step}.ckpt"))
+    assert [r["validated"] for r in again] == [[b] * (2 - when) for b in batches]  # this one was not left
 
 
-def test_a_validation_whose_start_a_callback_acts_upon_is_finished_before_a_stop(tmp_path: Path) -> None:
-    """What it began (other weights put in the place of the module's, say) it ends only then."""
-    stopped = run_workers(2, stopped_in_validation, "gradients", tmp_path, (40, 40), 1, None, True)
-    assert [(worker["code"], worker["validated"]) for worker in stopped] == [((143, 7), [40])] * 2
+@pytest.mark.parametrize(
+    "acts",
+    [
+        {"module": ActsUponEval},
+        {"callbacks": lambda: [ActsUponStart()]},
+        {"callbacks": lambda: [LambdaCallback(on_validation_start=Called())]},
+        {"steps": 7},  # behind the last step: a resumed run would not begin it anew
+    ],
+    ids=["module", "callback", "lambda", "last"],
+)
+def test_a_validation_that_cannot_be_left_is_finished_before_a_stop(acts: dict[str, Any], tmp_path: Path) -> None:
+    """What was begun with it (other weights put in the place of the module's, say) is ended only then."""
+    stopped = run_workers(2, partial(validating, **acts), "gradients", tmp_path, (20, 20), 1)
+    assert [(worker["code"], worker["validated"]) for worker in stopped] == [((143, 7), [20])] * 2
+    assert (tmp_path / "val-step=7.ckpt").exists()
+
+
+def test_a_stop_in_a_validation_in_the_middle_of_a_step_loses_no_gradient(tmp_path: Path) -> None:
+    accumulating = partial(validating, accumulate_grad_batches=4, val_check_interval=6, steps=6)
+    whole = run_workers(1, accumulating, "gradients", tmp_path / "whole", (20,))
+    stopped = run_workers(1, accumulating, "gradients", tmp_path / "run", (20,), 0)
+    assert [(worker["code"], worker["validated"]) for worker in stopped] == [((143, 2), [20])]
+    again = str(tmp_path / "run" / "stopped.ckpt")
+    resumed = run_workers(1, accumulating, "gradients", tmp_path / "run", (20,), None, 1, again)
+    assert torch.equal(resumed[0]["final"], whole[0]["final"])
 
 
 def test_a_checkpoint_holds_the_mean_of_the_workers_and_plain_lightning_loads_it(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import DummyExperiment, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 ONE_TRY = 5.0  # seconds after which a server that accepts and does not answer is asked again
 
@@ -34,10 +35,12 @@ class UnfailingWandbLogger(WandbLogger):
 
     @contextmanager
     def unless_lost(self) -> Iterator[None]:
-        """Once W&B is gone, which is said once, nothing in such a block is an error any more."""
+        """Once a run has begun and W&B is gone, which is said once, nothing in such a block is an error any more."""
         try:
             yield
         except Exception as error:  # W&B's own and those of a connection
+            if self._experiment is None and not self.lost:  # it could not begin: a mistake, say
+                raise
             if not self.lost:
                 _say_lost(error)
             self.lost = True
@@ -63,20 +66,28 @@ class UnfailingWandbLogger(WandbLogger):
     def experiment(self) -> Any:
         if self.lost:
             return DummyExperiment()
-        if self._experiment is not None or self._offline:
-            return super().experiment
+        if self._experiment is None:
+            self._begin()
+        return super().experiment
+
+    def _begin(self) -> None:
+        """MisconfigurationException for what W&B refuses; offline for a server that cannot be used."""
         import wandb
 
-        server = wandb.setup().settings.base_url
-        if not answers(server, self.timeout):
-            self._go_offline(f"{server} has not answered for {self.timeout:g} s")
-            return super().experiment
-        self._wandb_init["settings"] = wandb.Settings(init_timeout=self.timeout)
         try:
-            return super().experiment
-        except wandb.errors.CommError as error:
-            self._go_offline(f"{server} cannot be used: {str(error).splitlines()[0][:200]}")
-            return super().experiment
+            if not self._offline:
+                server = wandb.setup().settings.base_url
+                if answers(server, self.timeout):
+                    self._wandb_init["settings"] = wandb.Settings(init_timeout=self.timeout)
+                    try:
+                        super().experiment  # noqa: B018  # it begins when it is asked for
+                    except wandb.errors.CommError as error:
+                        self._go_offline(f"{server} cannot be used: {str(error).splitlines()[0][:200]}")
+                else:
+                    self._go_offline(f"{server} has not answered for {self.timeout:g} s")
+            super().experiment  # noqa: B018
+        except wandb.errors.UsageError as error:
+            raise MisconfigurationException(f"logger.wandb: {str(error).splitlines()[0][:300]}") from None
 
     def _go_offline(self, why: str) -> None:
         import wandb

@@ -77,15 +77,19 @@ class Identity:
 
 def who_am_i(environ: Mapping[str, str] | None = None, *, num_nodes: int = 1) -> Identity:
     """This process as the table above says. WrongLauncher if a launcher is there but says what cannot be."""
-    environ = os.environ if environ is None else environ
+    by_hand: Mapping[str, str]
+    environ = by_hand = os.environ if environ is None else environ
     if (told := as_told(environ)) is not None:
         if _is_me(told):
             return told
-        environ = _not_inherited(environ, told)
+        inherited = told.to_environment().items() & environ.items()
+        by_hand = {name: value for name, value in environ.items() if (name, value) not in inherited}
+        if len(inherited) == len(told.to_environment()):  # else torchrun may have set some anew to what they were
+            environ = by_hand
     for of in (_torchrun, _srun, _jsrun, _mpirun):
         if (identity := of(environ)) is not None:
             return identity
-    return _by_hand(environ, num_nodes) or _own(environ, num_nodes)
+    return _by_hand(by_hand, num_nodes) or _own(by_hand, num_nodes)
 
 
 def unbelieved(environ: Mapping[str, str], num_nodes: int = 1) -> list[str]:
@@ -104,14 +108,6 @@ def as_told(environ: Mapping[str, str]) -> Identity | None:
 def _is_me(told: Identity) -> bool:
     """Worker 0 of a machine tells itself as well, for a script's second Trainer; what a worker starts inherits it."""
     return told.process == (os.getpid() if told.local_rank == 0 else os.getppid())
-
-
-def _not_inherited(environ: Mapping[str, str], told: Identity) -> Mapping[str, str]:
-    """Without what was told to the worker that has started this process, unless somebody has said it anew."""
-    inherited = told.to_environment().items()
-    if not inherited <= environ.items():
-        return environ
-    return {name: value for name, value in environ.items() if (name, value) not in inherited}
 
 
 def _torchrun(environ: Mapping[str, str]) -> Identity | None:

@@ -125,6 +125,12 @@ class WorkerLauncher(_SubprocessScriptLauncher):
                 self.signum = stopped_by(code)
                 raise WorkerDied(f"worker {rank} {exit_in_words(code)}")
 
+    def killed(self) -> str | None:
+        """A worker that something has killed, in words: what others fail of is its end."""
+        codes = {rank: process.poll() for rank, process in enumerate(self.procs, start=1)}
+        dead = {rank: code for rank, code in codes.items() if code is not None and code < 0 and not stopped_by(code)}
+        return next((f"worker {rank} {exit_in_words(code)}" for rank, code in dead.items()), None)
+
     def kill(self, signum: int) -> None:  # type: ignore[override]
         """Send `signum` to the workers that this process started and that still run."""
         for process in self.procs:
@@ -167,7 +173,7 @@ class WorkerLauncher(_SubprocessScriptLauncher):
                 code = process.poll()
                 if code:
                     self.signum = stopped_by(code)
-                    self.dead = f"worker {rank} {exit_in_words(code)}"
+                    self.dead = self.killed() or f"worker {rank} {exit_in_words(code)}"
                     if not self._done.wait(GRACE_SECONDS):
                         self.last_words()
                         print(f"ticks: {self.dead}; ending the other workers", file=sys.stderr, flush=True)

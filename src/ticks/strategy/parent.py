@@ -20,17 +20,18 @@ _watching = threading.Event()
 
 def end_with_parent() -> None:
     """From now on this process ends when the one that started it as a worker or as a job does. Nothing in others."""
-    told, waiting = as_told(os.environ), os.environ.get(JOB)
+    told, waiting = as_told(os.environ), os.environ.pop(JOB, None)  # what a job starts is none
     if told is not None and told.local_rank > 0:
         _end_with(told.process, signal.SIGKILL, by_its_main_thread=told.by_main_thread)
-    elif told is None and waiting:
+    elif told is None and waiting and os.getsid(0) == os.getpid():  # as jobs are started; not what outlived one
         _end_with(int(waiting), signal.SIGTERM)
 
 
 def _end_with(parent: int, signum: signal.Signals, *, by_its_main_thread: bool = True) -> None:
     if _watching.is_set():
         return
-    # Linux takes the end of the thread that started a process for the end of its parent
+    # Linux takes the end of the thread that started a process for the end of its parent; without the signal a process
+    # that is stopped, too, lives on until it goes on
     if sys.platform == "linux" and by_its_main_thread and os.getppid() == parent:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signum)
     if os.getppid() != parent:

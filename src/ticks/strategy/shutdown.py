@@ -319,6 +319,7 @@ class _EpochLoop(_TrainingEpochLoop):
                     super().on_advance_end(data_fetcher)
             except ValidationLeft:
                 _begin_anew(self.val_loop.batch_progress)
+                self.val_loop._module_mode.restore(self.trainer.lightning_module)
                 self.trainer.training = True
                 self._ticks_strategy.stop_after_validation()
         else:
@@ -337,6 +338,11 @@ class _ValidationLoop(_EvaluationLoop):
     """Lightning's validation loop, whose workers agree that all have come to the end of a loader."""
 
     _ticks_strategy: StopsBetweenSteps
+
+    def reset(self) -> None:
+        if self.restarting:  # Lightning repairs `current` alone, and every later checkpoint would look like this one
+            self.batch_progress.total.reset_on_restart()
+        super().reset()
 
     def _store_dataloader_outputs(self) -> None:
         self._ticks_strategy.end_validation()
@@ -360,7 +366,7 @@ def quieten(trainer: Trainer, strategy: StopsBetweenSteps) -> None:
     needed: dict[Any, tuple[str, ...]] = {
         loop: ("_broadcast_sigterm_tensor", "on_advance_end", "_should_accumulate", "_should_check_val_fx", "done")
     }
-    needed[validation] = ("_store_dataloader_outputs", "batch_progress")
+    needed[validation] = ("_store_dataloader_outputs", "_module_mode", "batch_progress")
     needed[connector] = ("register_signal_handlers", "_original_handlers", "_get_current_signal_handlers")
     missing = [name for owner, names in needed.items() for name in names if not hasattr(owner, name)]
     if missing:

@@ -53,7 +53,7 @@ class Told:
     """What every worker of the group means by its next message, and its facts (F,): one exchange of small rows.
 
     Numbers are posted only when it has come back, a latency later: gloo ends the process where sizes differ. It is part
-    of a tick's one message, whose facts are gathered so anyway; it costs an exchange over an encoding one latency.
+    of a tick's one message, whose facts are gathered so anyway; where numbers are encoded, it adds one latency.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from uuid import uuid4
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, ThroughputMonitor, Timer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -32,7 +32,18 @@ A_YEAR = 31_536_000  # seconds
 START_UP = timedelta(seconds=50)  # what workers that we start may take at least to get here: they import torch
 HOSTED = timedelta(seconds=10)  # what a store may take to answer at least that worker 0 hosted before it started us
 
+HARMLESS = (ProgressBar, Timer, ThroughputMonitor)  # what they begin with a validation needs no end
 FAILURE_SECONDS = 5.0  # for the others to fail as well, where an exception is to be saved
+
+
+def _acts(owner: Any, hook: str) -> bool:
+    """Whether a module or a callback does something in a hook that has to be undone after the validation."""
+    if getattr(owner, "validation_can_be_left", False):
+        return False
+    try:
+        return is_overridden(hook, owner, LightningModule if isinstance(owner, LightningModule) else Callback)
+    except AttributeError:  # LambdaCallback's hooks need not be functions
+        return True
 
 
 class Refused(ValueError):
@@ -87,7 +98,8 @@ class WorkerStrategy(DDPStrategy):
         self._worker_state: dict[str, Any] | None = None
         self._random_before_validation: dict[str, Any] | None = None
         self._can_leave_validation = False  # is in one, in training, that can be left
-        self._validated = self._loaders_ended = 0  # batches and loaders of it
+        self._validations = 0  # of this fit
+        self._validated = self._loaders_ended = 0  # batches and loaders of the last one
 
     # ---- start and end -------------------------------------------------------------------------------------------
 
@@ -118,6 +130,9 @@ class WorkerStrategy(DDPStrategy):
     def _meet(self, environment: WorkerEnvironment) -> None:
         launcher, rank, timeout = self._launcher, self.global_rank, self._timeout or default_pg_timeout
         assert isinstance(launcher, WorkerLauncher)
+        if self.world_size == 1:
+            self._make_process_group(dist.HashStore(), timeout)
+            return
         on_one_machine = environment.identity.launcher == "worker" and self.num_nodes == 1
         patience = max(START_UP, timedelta(seconds=self.hang_seconds)) if on_one_machine else timeout
         address, port = environment.main_address, environment.main_port
@@ -132,14 +147,16 @@ class WorkerStrategy(DDPStrategy):
         meeting.gather(store, rank, self.world_size, patience, check=launcher.check)
         if rank == 0:  # they are here, and have said so
             self._be_present("start", store)
-        gpu = self.root_device if self.root_device.type != "cpu" else None
+        self._make_process_group(store, timeout)
+
+    def _make_process_group(self, store: dist.Store, timeout: timedelta) -> None:
         dist.init_process_group(
             self._get_process_group_backend(),
             store=dist.PrefixStore("default_pg", store),
-            rank=rank,
+            rank=self.global_rank,
             world_size=self.world_size,
             timeout=timeout,
-            device_id=gpu,
+            device_id=self.root_device if self.root_device.type != "cpu" else None,
         )
 
     def setup(self, trainer: Trainer) -> None:
@@ -147,7 +164,7 @@ class WorkerStrategy(DDPStrategy):
         self._be_present(self._fit_name)
         self._refuse_what_talks(trainer)
         quieten(trainer, self)
-        self._meetings, self._met_after, self._all_failed = 0, None, None
+        self._meetings, self._validations, self._met_after, self._all_failed = 0, 0, None, None
         if self.world_size > 1:
             for callback in trainer.checkpoint_callbacks:
                 files.follow_worker_0(callback, self.all_failed)
@@ -351,7 +368,8 @@ class WorkerStrategy(DDPStrategy):
         """
         self.meet("a validation")
         self._random_before_validation = files.random_state(self.root_device)
-        self._can_leave_validation = self._leaves_nothing_behind()
+        self._can_leave_validation = self._is_begun_anew_by_a_resumed_run() and self._leaves_nothing_behind()
+        self._validations += 1
         self._validated = self._loaders_ended = 0
         try:
             yield
@@ -385,7 +403,7 @@ class WorkerStrategy(DDPStrategy):
     def _end_of_loader(self) -> Any:
         """Where workers that have had its last batch read what to do: once all have, or one that has not leaves."""
         base = dist.distributed_c10d._get_default_store()
-        return dist.PrefixStore(f"ticks/validation/{self._fit_name}/{self._meetings}/{self._loaders_ended}", base)
+        return dist.PrefixStore(f"ticks/validation/{self._fit_name}/{self._validations}/{self._loaders_ended}", base)
 
     def stop_after_validation(self) -> NoReturn:
         assert self._heartbeat is not None
@@ -396,13 +414,19 @@ class WorkerStrategy(DDPStrategy):
         module = self.lightning_module
         assert module is not None
         callbacks: Any = module.trainer.callbacks  # type: ignore[attr-defined]
-        owners = [owner for owner in (module, *callbacks) if not isinstance(owner, ProgressBar)]
-        return not any(
-            is_overridden(hook, owner, LightningModule if isinstance(owner, LightningModule) else Callback)
-            for owner in owners
-            for hook in ("on_validation_start", "on_validation_epoch_start")
-            if not getattr(owner, "validation_can_be_left", False)
-        )
+        callbacks = [callback for callback in callbacks if not isinstance(callback, HARMLESS)]
+        starts = ("on_validation_start", "on_validation_epoch_start")
+        acted_upon = [(module, hook) for hook in (*starts, "on_validation_model_eval", "on_validation_model_train")]
+        acted_upon += [(callback, hook) for callback in callbacks for hook in starts]
+        return not any(_acts(owner, hook) for owner, hook in acted_upon)
+
+    def _is_begun_anew_by_a_resumed_run(self) -> bool:
+        """Not the one behind the last step, nor one in the middle of a step, whose gradients would be lost."""
+        module = self.lightning_module
+        assert module is not None
+        trainer = module.trainer
+        is_last = 0 <= trainer.max_steps <= trainer.global_step
+        return not is_last and not trainer.fit_loop.epoch_loop._should_accumulate()
 
     # ---- stopping ------------------------------------------------------------------------------------------------
 
