@@ -176,6 +176,28 @@ def test_signals_can_be_taken_before_anything_else_is_imported(module: str) -> N
     assert done.stdout == "[]\n"
 
 
+def test_a_program_of_anybodys_is_tied_to_its_parent_before_it_begins(tmp_path: Path) -> None:
+    """A worker of a foreign script imports torch for seconds before it could tie itself."""
+    ready = tmp_path / "ready"
+    child = f"import os, time; open({str(ready)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    code = f"""
+import os, subprocess, sys, time
+from ticks.strategy.identity import Identity
+from ticks.strategy.parent import ended_with_parent
+me = Identity("worker", 1, 1, 0, 2, process=os.getpid())
+command = ended_with_parent([sys.executable, "-S", "-c", {child!r}])
+subprocess.Popen(command, env=os.environ | me.to_environment())
+while not os.path.exists({str(ready)!r}):
+    time.sleep(0.01)
+os._exit(0)"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+    deadline = time.monotonic() + 1
+    stat = Path("/proc") / ready.read_text() / "stat"
+    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_a_worker_of_a_thread_that_ends_lives_on_and_ends_with_the_process(tmp_path: Path) -> None:
     child = f"""
 import time
@@ -247,6 +269,44 @@ def takes(pid: int, signum: int) -> bool:
     return bool(caught and int(caught[1], 16) >> (signum - 1) & 1)
 
 
+def test_ctrl_c_between_a_directory_and_a_run_in_it_leaves_none_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While lightning is imported, say."""
+
+    def imports(job: Job) -> None:
+        assert Path(job.run_dir).is_dir()
+        print("imports", flush=True)
+        time.sleep(60)
+
+    monkeypatch.setattr(train, "run", imports)
+    command = Command(tmp_path, *QUIET)
+    command.wait_for("imports")
+    os.kill(command.process.pid or 0, signal.SIGINT)
+    assert command.end(10) == 130
+    assert command.output.splitlines() == ["imports", "stopped by SIGINT before anything was done"]
+    assert not list((tmp_path / "logs" / "runs").iterdir()), command.output
+
+
+def test_an_impatient_second_ctrl_c_leaves_a_true_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(run: object) -> None:
+        print("ends workers", flush=True)
+        time.sleep(60)
+
+    monkeypatch.setattr(train._Run, "_end_workers", slow)
+    command = Command(tmp_path, *QUIET, "trainer.max_steps=100000", "trainer.val_check_interval=100000")
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("logs/runs/*/metrics.csv")):
+        assert time.monotonic() < deadline, command.output
+        time.sleep(0.05)
+    os.kill(command.process.pid or 0, signal.SIGINT)
+    command.wait_for("ends workers")
+    os.kill(command.process.pid or 0, signal.SIGINT)
+    assert command.end(20) == 130
+    assert "stopped by SIGINT after step" in command.output
+    assert '"status": "stopped"' in (only_run(tmp_path) / "summary.json").read_text()
+
+
 @pytest.mark.parametrize("seconds", [0.0, 0.5, 4.0])
 def test_ctrl_c_during_start_up_leaves_without_a_trace(seconds: float, tmp_path: Path) -> None:
     program = (
@@ -268,6 +328,9 @@ def test_ctrl_c_during_start_up_leaves_without_a_trace(seconds: float, tmp_path:
     assert command.returncode == 130, output
     assert "Traceback" not in output, output
     assert time.monotonic() - began < 10
+    runs = list((tmp_path / "logs" / "runs").iterdir()) if (tmp_path / "logs" / "runs").exists() else []
+    assert all((run / "config.yaml").exists() for run in runs)  # none that is empty
+    assert not runs or "stopped by SIGINT" in output
 
 
 def test_a_signal_leaves_though_the_process_waits_where_no_handler_runs(
@@ -301,6 +364,14 @@ def test_variables_that_a_launcher_left_behind_change_nothing(environ: dict[str,
     assert code == 0, output
     assert "2 worker(s)" in output
     assert "in the environment, but no launcher that set it: not believed" in output
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID"])
+def test_a_rank_that_is_no_number_is_one_line(name: str, tmp_path: Path) -> None:
+    """Lightning reads it when it is imported, and so fails of it."""
+    for program, arguments in (("train.py", QUIET), ("ticks", ("generate", "run=x"))):
+        code, output = run_command(tmp_path, *arguments, program=program, env={name: "x"})
+        assert (code, output) == (2, f"error: {name}=x in the environment must be a whole number\n")
 
 
 def test_a_world_size_that_is_not_the_trainers_is_refused(tmp_path: Path) -> None:

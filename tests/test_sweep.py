@@ -1,7 +1,6 @@
 """Sweep files: every combination composes, means what it says, and trains."""
 
-import os
-import sys
+import re
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +67,25 @@ def test_a_combination_trains(file: Path, tmp_path: Path) -> None:
     assert about["interval"] == int(settings.get("strategy.clock.interval", 8))
 
 
+def test_what_a_command_gives_to_all_jobs_is_given_to_them(tmp_path: Path) -> None:
+    """W&B's place for constants."""
+    head = "method: grid\nparameters: {seed: {values: [1, 2]}}\n"
+    words = '["${env}", python, "${program}", debug=fast, "${args_no_hyphens}", logger=csv]'
+    file = written(tmp_path / "sweep.yaml", f"{head}command: {words}\n")
+    assert combinations(file) == [["debug=fast", f"seed={seed}", "logger=csv"] for seed in (1, 2)]
+    for command, message in (
+        ('["${program}"]', "must be a list with"),
+        ('["${program}", "${args}", --flag]', "command has '--flag': only KEY=VALUE can stand behind"),
+        ('["${program}", "${args_no_hyphens}", "name=${envvar:X}"]', "command has 'name="),
+    ):
+        written(file, f"{head}command: {command}\n")
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            combinations(file)
+
+
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A program that says what it got, and fails or waits for a signal if it is told to."""
-    monkeypatch.setattr(sys, "executable", os.path.realpath(sys.executable))  # fast: no site-packages are needed
     monkeypatch.setenv("COLUMNS", "80")
     return written(
         tmp_path / "train.py",

@@ -191,7 +191,7 @@ BAD_INPUT = {
     "strategy.clock.interval=1.5": ("strategy.clock.interval=1.5", "int"),
     "strategy.clock.interval=abc": ("strategy.clock.interval=abc", "int"),
     "trainer.devices=0": ("trainer.devices=0", "at least 1"),
-    "data.global_batch_size=7 trainer.devices=2": ("global_batch_size=7", "must divide by 2 workers"),
+    "data.global_batch_size=7 trainer.devices=2": ("global_batch_size=7", "must be divisible by 2 workers"),
     "model.n_heads=3": ("n_heads=3", "must divide d_model=32"),
     "data=text data.path=no/such/file.txt": ("no/such/file.txt", "matches no file"),
     "data=text data.path=empty.txt": ("empty.txt", "no text"),

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ticks.config import ConfigError, did_you_mean
 from ticks.run_directory import check_here
+from ticks.strategy.identity import WrongLauncher, who_am_i
 from ticks.terminal import forgive, lost_output
 
 HELP = ("-h", "--help")
@@ -37,8 +38,9 @@ def main() -> None:
             print(inspect.getdoc(COMMANDS[arguments[0]]))
         else:
             check_here()
+            who_am_i()
             COMMANDS[arguments[0]](arguments[1:])
-    except ConfigError as error:
+    except (ConfigError, WrongLauncher) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     if (lost := lost_output()) is not None:  # here it is the result

@@ -29,6 +29,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 NEEDED = ("name", "seed", "resume", "test", "sample_bytes", "run_dir", "trainer.accelerator", "trainer.devices",
+          "trainer.max_steps",
           "trainer.val_check_interval")  # fmt: skip
 TOP_LEVEL = {
     "name", "seed", "resume", "test", "sample_bytes", "sample_prompt", "run_dir", "data", "model", "task", "strategy",
@@ -65,6 +66,10 @@ def compose_strictly(overrides: Sequence[str], config_dir: Path, *, place: str |
 def _compose_checked(overrides: Sequence[str], config_dir: Path) -> DictConfig:
     """The same with what it says of Hydra itself."""
     parsed = _parse(overrides)
+    for override in parsed:
+        if override.is_delete() and (key := override.key_or_group) in REQUIRED:
+            chosen = ", ".join(f"{key}={option}" for option in sorted(group_options(config_dir / key)))
+            raise ConfigError(f"{override.input_line}: a run needs one: {chosen}")
     try:
         with _hydra(config_dir):
             config = compose("train", overrides=list(overrides), return_hydra_config=True)
@@ -77,11 +82,31 @@ def _compose_checked(overrides: Sequence[str], config_dir: Path) -> DictConfig:
     except (AttributeError, AssertionError) as error:  # OmegaConf's, for a key below a typed null
         what = str(error).splitlines()[0]
         raise ConfigError(f"cannot be set on the command line: one of {', '.join(overrides)} ({what})") from None
+    for override in parsed:
+        _refuse_a_value_for_a_group(override, config, config_dir)
     added = {o.key_or_group for o in parsed if o.is_add()}
     own = _without_hydra(config.copy())
     check_keys(own, own if base is config else base, added)
     check_values(own)
     return config
+
+
+def _refuse_a_value_for_a_group(override: Override, config: DictConfig, config_dir: Path) -> None:
+    """ConfigError for `strategy.sync=outer`: files are chosen with a slash."""
+    key, value = override.key_or_group, override.value()
+    options = sorted(group_options(config_dir / key.replace(".", "/"))) if "." in key else []
+    if options and isinstance(value, str | int | float) and not isinstance(value, bool):
+        names = OmegaConf.select(_compose_default(config_dir), key)
+        inner = [str(name) for name in names if not str(name).startswith("_")] if isinstance(names, DictConfig) else []
+        or_one = f"; one of its values: {key}.{inner[0]}={value}" if len(inner) == 1 else ""
+        raise ConfigError(
+            f"{key}={value}: choose a file with {key.replace('.', '/')}=NAME ({', '.join(options)}){or_one}"
+        )
+
+
+def _compose_default(config_dir: Path) -> DictConfig:
+    with _hydra(config_dir):
+        return compose("train")
 
 
 def default_choices(config_dir: Path) -> dict[str, str]:
@@ -247,7 +272,9 @@ def check_values(config: DictConfig) -> None:
     for key in NEEDED:
         group, _, name = key.rpartition(".")
         if name not in ((config.get(group) or {}) if group else config):
-            raise ConfigError(f"{key} is missing: give it a value, or null, instead of leaving it out")
+            near = difflib.get_close_matches(name, map(str, config.get(group) or {} if group else config), n=1)
+            meant = f"; is '{group}{'.' if group else ''}{near[0]}' meant for it?" if near else ""
+            raise ConfigError(f"{key} is missing: give it a value, or null, instead of leaving it out{meant}")
     for key, least, most in (("seed", 0, 2**32 - 1), ("sample_bytes", 0, 10**6)):
         value = config.get(key)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
@@ -261,8 +288,13 @@ def check_values(config: DictConfig) -> None:
     nodes = (config.get("trainer") or {}).get("num_nodes", 1)
     if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 1:
         raise ConfigError(f"trainer.num_nodes={nodes} must be a whole number of at least 1")
-    if isinstance(place := config.get("run_dir"), DictConfig | ListConfig):
-        raise ConfigError(f"run_dir={place} must be the path of a directory")
+    if isinstance(place := config.get("run_dir"), DictConfig | ListConfig) or place == "":
+        raise ConfigError(f"run_dir={place} must be the path of a directory, or null")
+    if config.get("resume") == "":
+        raise ConfigError("resume= must be the directory of a run, auto or null")
+    devices = OmegaConf.select(config, "trainer.devices", throw_on_resolution_failure=False)
+    if isinstance(devices, str) and not re.fullmatch(r"auto|-1|\d+(, ?\d+)*,?", devices):
+        raise ConfigError(f"trainer.devices={devices} must be a whole number, a list of GPUs, or auto")
     _refuse_no_number(config, "")
 
 
@@ -327,11 +359,18 @@ def _check_target(node: DictConfig, path: str) -> None:
                 f"{path}.{key!s}={node[key]}: {node['_target_']} takes no '{key!s}'{did_you_mean(str(key), names)}"
             )
         if not _fits(node[key], names[str(key)]):
-            what = inspect.formatannotation(names[str(key)])
+            what = _in_words(names[str(key)])
             given = f"{path}.{key!s}={node[key]}"
             is_text = type(node[key]) is int and _fits("", names[str(key)])
             hint = f"; if it is a text, quote it: {quoted(given)}" if is_text else ""
             raise ConfigError(f"{given} must be {what}{hint}")
+
+
+def _in_words(annotation: Any) -> str:
+    """What an argument of this type can be."""
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else [annotation]
+    return " or ".join(words.get(member) or inspect.formatannotation(member) for member in members)
 
 
 def _arguments(target: Any) -> dict[str, Any] | None:
@@ -406,6 +445,10 @@ def build(node: DictConfig | None, path: str, *args: Any, **kwargs: Any) -> Any:
     except InstantiationException as error:
         cause = error.__cause__ or error
         mistakes = (ValueError, TypeError, LookupError, OSError, ImportError)
+        if isinstance(cause, RuntimeError) and "can't allocate memory" in str(cause):
+            raise ConfigError(
+                f"{path} does not fit into memory: {str(cause).rpartition('DefaultCPUAllocator: ')[2]}"
+            ) from error
         if isinstance(cause, mistakes) or type(cause).__name__ == "MisconfigurationException":
             key = _full_key(error, path)
             about = re.match(r"(\w+)=", str(cause))  # "lr=-1 must not be negative" begins with an argument
@@ -482,5 +525,14 @@ def _valid_siblings(key: str, parsed: Sequence[Override], config_dir: Path) -> s
         options = group_options(config_dir / above.replace(".", "/"))
         choice = f"; {above.replace('.', '/')} can be: {', '.join(sorted(options))}" if options else ""
         return f": {above} is {node if node is not None else 'null'} here{choice}"
+    elsewhere = [
+        f"{above}={f.stem}" for f in sorted((config_dir / above).glob("*.yaml")) if above and _has_key(f, name)
+    ]
     folders = {p.name for p in config_dir.iterdir() if p.is_dir()} - {"sweep"} if not above else set()
-    return did_you_mean(name, {str(k) for k in node} | folders)
+    hint = f"; {' and '.join(elsewhere)} has it" if elsewhere else ""
+    return hint + did_you_mean(name, {str(k) for k in node} | folders)
+
+
+def _has_key(file: Path, name: str) -> bool:
+    content = OmegaConf.load(file)
+    return isinstance(content, DictConfig) and name in content

@@ -27,7 +27,7 @@ from ticks.report import summary
 from ticks.session import acting_on_signals, exit_by_signal, leave_on_signals
 from ticks.strategy.exits import STOPS, exit_in_words
 from ticks.strategy.identity import who_am_i
-from ticks.strategy.parent import JOB, end_with_parent
+from ticks.strategy.parent import JOB, end_with_parent, ended_with_parent
 
 HEADLINE = "val_loss"  # the key of summary.json by which jobs are compared; less is better
 TOLD = "TICKS_TOLD"  # the file in which a job's process tells what it came to
@@ -133,18 +133,19 @@ def run_job(
         own |= {TOLD: str(file), JOB: str(os.getpid())} | (env or {})
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS if deaf else ())
         try:
-            process = subprocess.Popen(command, env=own, cwd=directory, start_new_session=True)
+            process = subprocess.Popen(ended_with_parent(command), env=own, cwd=directory, start_new_session=True)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         pass_on()  # what came while the process started
         code = process.wait()
         about = _told(file)
-    outcome.run_dir, outcome.message = about.get("run_dir"), about.get("message")
+    there = "run_dir" in about and Path(about["run_dir"]).is_dir()  # a refused one has none
+    outcome.run_dir, outcome.message = about["run_dir"] if there else None, about.get("message")
     outcome.code, outcome.asked = code if code >= 0 else 128 - code, asked
     if asked is not None and code != 0:  # it may have been through
         outcome.code = 128 + asked
     if outcome.code - 128 in STOPS:
-        outcome.status = "stopped"
+        outcome.status, outcome.measure = "stopped", _measure(outcome.run_dir)
     elif outcome.code == 0:
         outcome.status, outcome.measure = "finished", _measure(outcome.run_dir)
     elif outcome.message is None:
@@ -234,9 +235,9 @@ def show(outcomes: dict[int, Outcome], *, program: Path = Path("train.py")) -> N
     table.add_column("overrides", overflow="fold")
     table.add_column("status", no_wrap=True)
     table.add_column(HEADLINE, justify="right", no_wrap=True)
-    table.add_column("run", overflow="fold")
+    table.add_column("run", no_wrap=True)
     for number, job in outcomes.items():
-        own = " ".join(override for override in job.overrides if override not in shared)
+        own = "\n".join(override for override in job.overrides if override not in shared)
         measure = "-" if job.measure is None else f"{job.measure:.4f}"
         run = Path(job.run_dir).name if job.run_dir else "-"
         table.add_row(str(number), own, job.status, measure, run)

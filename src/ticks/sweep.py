@@ -20,7 +20,8 @@ from ticks.jobs import Outcome, all_finished, run_job, show, signals_afterwards
 
 
 def combinations(file: Path) -> list[list[str]]:
-    """Every combination of the grid as a list of KEY=VALUE. ConfigError if the file is no flat grid."""
+    """Every combination of the grid as a list of KEY=VALUE, with what `command` gives to all of them. ConfigError if
+    the file is no flat grid."""
     content = _read(file)
     if content.get("method") != "grid":
         raise ConfigError(f"{file}: method={content.get('method')} cannot be run here; grid can, others need W&B")
@@ -32,7 +33,22 @@ def combinations(file: Path) -> list[list[str]]:
         if not isinstance(values, list) or not values:
             raise ConfigError(f"{file}: parameters.{key}.values={values} must be a list of at least one value")
         axes.append([f"{key}={'null' if value is None else value}" for value in values])
-    return [list(combination) for combination in product(*axes)]
+    before, behind = _of_all(file, content.get("command"))
+    return [[*before, *combination, *behind] for combination in product(*axes)]
+
+
+def _of_all(file: Path, command: Any) -> tuple[list[str], list[str]]:
+    """Arguments that stand in a sweep's command before and behind those that W&B puts into it."""
+    if command is None:
+        return [], []
+    words = [str(word) for word in command] if isinstance(command, list) else []
+    places = [i for i, word in enumerate(words) if word in ("${args}", "${args_no_hyphens}")]
+    if "${program}" not in words or len(places) != 1 or (start := words.index("${program}") + 1) > places[0]:
+        raise ConfigError(f"{file}: command={command} must be a list with ${{program}} and then ${{args_no_hyphens}}")
+    before, behind = words[start : places[0]], words[places[0] + 1 :]
+    if strange := [word for word in [*before, *behind] if "${" in word or "=" not in word]:
+        raise ConfigError(f"{file}: command has '{strange[0]}': only KEY=VALUE can stand behind ${{program}} here")
+    return before, behind
 
 
 def _read(file: Path) -> dict[str, Any]:

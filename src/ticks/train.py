@@ -39,7 +39,8 @@ from ticks.config import (
 )
 from ticks.job import Job, identity_of, planned_job, relative, resumed_job
 from ticks.run_directory import check_here, discard_if_empty, locked
-from ticks.session import Failures, leave_on_signals, leaving_on_signals
+from ticks.session import Failures, acting_on_signals, leave_on_signals, leaving_on_signals
+from ticks.strategy.exits import STOPS
 from ticks.strategy.identity import RANKS, SIZES, Identity, WrongLauncher, tasks_of_a_shell, unbelieved
 from ticks.strategy.parent import end_with_parent
 from ticks.terminal import forgive
@@ -165,13 +166,21 @@ def planned(jobfile: Path) -> None:
 
 def _do(job: Job) -> None:
     """Run `job` in this process. However it ends, no empty directory is left behind."""
-    jobs.tell(run_dir=str(Path(job.run_dir).resolve()))
+    run_dir = Path(job.run_dir)
+    jobs.tell(run_dir=str(run_dir.resolve()))
+
+    def leave(signum: int, frame: Any) -> NoReturn:  # nothing has begun: what takes time is imported
+        discard_if_empty(run_dir)
+        print(f"stopped by {signal.Signals(signum).name} before anything was done", flush=True)
+        os._exit(128 + signum)
+
     try:
-        run(job)
+        with acting_on_signals(leave):
+            run(job)
     except ConfigError as error:
         _die(error)
     finally:
-        discard_if_empty(Path(job.run_dir))
+        discard_if_empty(run_dir)
 
 
 # ---- one run -----------------------------------------------------------------------------------------------------
@@ -257,10 +266,12 @@ class _Run:
             exit_code, self.status = stop.code, "stopped"  # type: ignore[assignment]
             self.agreed_end = stop.checkpoint is not None
             self.checkpoint = relative(Path(stop.checkpoint)) if stop.checkpoint else None
+            self._keep_summary()  # before anybody reads that it is over
             self._say_stopped(stop)
             raise
-        except SystemExit as left:  # a signal before training could be stopped in agreement
+        except SystemExit as left:  # a signal where there is nothing to be agreed
             exit_code, self.status = left.code or 1, "stopped"  # type: ignore[assignment]
+            self._say_left(exit_code - 128)
             raise
         except (NonFiniteLoss, CheckpointNotWritten) as error:
             self._fail(error, 1, all_know=True)
@@ -282,11 +293,16 @@ class _Run:
             self._explain(error)
             raise
         finally:
+            if exit_code:
+                self._keep_summary()
             self._end_workers()
-            if exit_code and self.began:
-                with suppress(OSError):  # what could not be written may be this; the failure itself has been told
-                    self.summarise()
             wandb.finish(exit_code)
+
+    def _keep_summary(self) -> None:
+        """As things stand, if there is one to keep."""
+        if self.began:
+            with suppress(OSError):  # what could not be written may be this; the failure itself has been told
+                self.summarise()
 
     @property
     def _is_child(self) -> bool:
@@ -300,8 +316,7 @@ class _Run:
     def give_up(self, signum: int) -> None:
         """Called from a thread where a signal has ended nothing: leave things as they stand, but no process behind."""
         self.status = "stopped"
-        if self.began:
-            self.summarise()
+        self._keep_summary()
         if (launcher := self._launcher()) is not None:
             launcher.kill_all()
         if self.is_zero:
@@ -415,6 +430,8 @@ class _Run:
             )
         if config.val_check_interval is not None and config.val_check_interval <= 0:
             raise ConfigError(f"trainer.val_check_interval={config.val_check_interval} must be above 0 steps")
+        if (config.get("log_every_n_steps") or 0) < 0:
+            raise ConfigError(f"trainer.log_every_n_steps={config.log_every_n_steps} must be at least 0 steps")
         if (trainer.limit_train_batches != 1.0 or trainer.overfit_batches) and not trainer.fast_dev_run:
             raise ConfigError("trainer.limit_train_batches, overfit_batches: training has no epochs; use max_steps")
         try:
@@ -607,6 +624,13 @@ class _Run:
             name = signal.Signals(stop.signum).name
             again = f"; continue with: python train.py resume={self.run_dir}" if stop.checkpoint else ""
             print(f"stopped by {name} after step {stop.step}, checkpoint {self.checkpoint}{again}", flush=True)
+
+    def _say_left(self, signum: int) -> None:
+        if self.is_zero and signum in STOPS:
+            again = (
+                f"; continue with: python train.py resume={self.run_dir}" if self.began else " before training began"
+            )
+            print(f"stopped by {signal.Signals(signum).name}{again}", flush=True)
 
     def _fail(self, error: Exception, exit_code: int, *, all_know: bool = False) -> NoReturn:
         """Leave with one line, said once for all workers; `all_know`: every worker fails of the same."""

@@ -197,7 +197,7 @@ def test_text_comes_back_from_its_bytes() -> None:
 @pytest.mark.parametrize(
     ("workers", "accumulate", "message"),
     [
-        (3, 1, "global_batch_size=8 must divide by 3 workers; the nearest that do: 6, 9"),
+        (3, 1, "global_batch_size=8 must be divisible by 3 workers; the nearest that do: 6, 9"),
         (3, 4, "by 3 workers x 4 accumulated batches; the nearest that do: 12"),
         (2, 0, "accumulate_grad_batches=0 must be at least 1"),
     ],

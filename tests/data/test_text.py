@@ -152,7 +152,7 @@ def test_a_folder_is_every_text_file_below_it(tmp_path: Path) -> None:
 
 def test_a_folder_without_text_says_why(tmp_path: Path) -> None:
     written(tmp_path / "a.bin", b"\0\1")
-    with pytest.raises(ValueError, match=r"no text file below this folder; .*a\.bin is no text: it has 0 bytes"):
+    with pytest.raises(ValueError, match=r"no text file below this folder; .*a\.bin is no text: it has bytes of"):
         text(tmp_path)
 
 
@@ -232,7 +232,7 @@ def test_a_binary_file_that_was_asked_for_is_refused(tmp_path: Path) -> None:
     written(tmp_path / "a.txt", "text")
     written(tmp_path / "b.bin", b"\x7fELF\0\0")
     for path in ("b.bin", "*"):
-        with pytest.raises(ValueError, match=r"b\.bin is no text: it has 0 bytes, which only end documents"):
+        with pytest.raises(ValueError, match=r"b\.bin is no text: it has bytes of value zero, which only end"):
             text(tmp_path / path)
 
 

@@ -120,7 +120,7 @@ class ByteData(LightningDataModule):
         if self.global_batch_size % parts:
             near = self.global_batch_size // parts * parts
             raise ValueError(
-                f"global_batch_size={self.global_batch_size} must divide by {world_size} workers"
+                f"global_batch_size={self.global_batch_size} must be divisible by {world_size} workers"
                 + (f" x {accumulate} accumulated batches" if accumulate > 1 else "")
                 + f"; the nearest that do: {', '.join(str(n) for n in (near, near + parts) if n)}"
             )

@@ -124,7 +124,7 @@ def _why_no_text(file: Path) -> str | None:
     for mark, encoding in BYTE_ORDER_MARKS.items():
         if head.startswith(mark):
             return f"is {encoding}, not UTF-8: iconv -f {encoding} -t UTF-8 {shlex.quote(str(file))} > NEW"
-    return "is no text: it has 0 bytes, which only end documents" if b"\0" in head else None
+    return "is no text: it has bytes of value zero, which only end documents" if b"\0" in head else None
 
 
 def _foreign_encoding(file: Path) -> str | None:

@@ -35,6 +35,7 @@ JSRUN = (
 )  # fmt: skip
 HAND = ("LOCAL_RANK", "WORLD_SIZE", *PLACE)
 MPI = ("OMPI_COMM_WORLD", "PMI")
+READ_BY_LIGHTNING = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # when it is imported, believed or not
 INTERACTIVE = ("bash", "sh", "zsh", "fish", "interactive")  # names that SLURM gives, or people give, to a shell's job
 
 
@@ -77,6 +78,8 @@ class Identity:
 
 def who_am_i(environ: Mapping[str, str] | None = None, *, num_nodes: int = 1) -> Identity:
     """This process as the table above says. WrongLauncher if a launcher is there but says what cannot be."""
+    for name in READ_BY_LIGHTNING:
+        _number(environ if environ is not None else os.environ, name, 0)
     by_hand: Mapping[str, str]
     environ = by_hand = os.environ if environ is None else environ
     if (told := as_told(environ)) is not None:

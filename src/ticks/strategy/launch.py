@@ -33,6 +33,7 @@ from ticks.strategy import meeting
 from ticks.strategy.environment import WorkerEnvironment
 from ticks.strategy.exits import STOPS, exit_in_words, stopped_by
 from ticks.strategy.identity import Identity
+from ticks.strategy.parent import ended_with_parent
 
 GRACE_SECONDS = 5.0  # how long worker 0 may take to notice by itself that another worker died
 
@@ -114,7 +115,7 @@ class WorkerLauncher(_SubprocessScriptLauncher):
         env = os.environ | worker.to_environment() | {"PYTHONPATH": path}
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS if self.command is not None else ())
         try:
-            self.procs.append(subprocess.Popen(command, env=env, cwd=directory))
+            self.procs.append(subprocess.Popen(ended_with_parent(command), env=env, cwd=directory))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

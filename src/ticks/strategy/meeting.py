@@ -64,12 +64,15 @@ class _Attempt(threading.Thread):
             self.store = dist.TCPStore(self.address, self.port, is_master=False, wait_for_workers=False, timeout=once)
 
 
-def gather(store: dist.Store, rank: int, world_size: int, seconds: timedelta, *, check: Callable[[], None]) -> None:
-    """Until every worker is here. NoMeeting names who did not come; `check` may raise what else is known."""
+def gather(
+    store: dist.Store, rank: int, world_size: int, seconds: timedelta, *, how: str, check: Callable[[], None]
+) -> None:
+    """Until every worker is here. NoMeeting names who did not come; `check` may raise what else is known; `how` they
+    are to come is said where it takes long."""
     store.set(f"here/{rank}", "")
     missing = list(range(world_size))
     with suppress(NoMeeting):
-        for _ in _waiting(seconds, f"worker {rank} waits for the other workers, {world_size} in all"):
+        for _ in _waiting(seconds, f"worker {rank} waits for the other workers, {world_size} in all, {how}"):
             check()
             missing = [other for other in missing if not store.check([f"here/{other}"])]
             if not missing:

@@ -1,6 +1,8 @@
 """Processes do not outlive the one that started them, however it ended. Imports nothing but the standard library.
 
-A worker is ended with worker 0; a job of a sweep is asked to stop, and leaves a checkpoint.
+A worker is ended with worker 0; a job of a sweep is asked to stop, and leaves a checkpoint. On Linux
+`ended_with_parent(command)` settles it before `command` begins, whatever that is; elsewhere, and for what Linux does
+not do, `end_with_parent` looks each second.
 """
 
 import ctypes
@@ -9,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 
 from ticks.strategy.identity import as_told
 
@@ -18,28 +21,41 @@ LOOK_SECONDS = 1.0
 _watching = threading.Event()
 
 
+def ended_with_parent(command: Sequence[str]) -> list[str]:
+    """`command` behind this module: a signal that is asked for before a program is started stays asked for."""
+    return [sys.executable, "-P", "-m", __name__, *command] if sys.platform == "linux" else list(command)
+
+
 def end_with_parent() -> None:
     """From now on this process ends when the one that started it as a worker or as a job does. Nothing in others."""
-    told, waiting = as_told(os.environ), os.environ.pop(JOB, None)  # what a job starts is none
-    if told is not None and told.local_rank > 0:
-        _end_with(told.process, signal.SIGKILL, by_its_main_thread=told.by_main_thread)
-    elif told is None and waiting and os.getsid(0) == os.getpid():  # as jobs are started; not what outlived one
-        _end_with(int(waiting), signal.SIGTERM)
+    tied = _tied()
+    os.environ.pop(JOB, None)  # what a job starts is none
+    if tied is not None and _ask(*tied) and not _watching.is_set():
+        _watching.set()
+        threading.Thread(target=_watch, args=tied[:2], name="ticks-parent", daemon=True).start()
 
 
-def _end_with(parent: int, signum: signal.Signals, *, by_its_main_thread: bool = True) -> None:
-    if _watching.is_set():
-        return
-    # Linux takes the end of the thread that started a process for the end of its parent; without the signal a process
-    # that is stopped, too, lives on until it goes on
+def _tied() -> tuple[int, signal.Signals, bool] | None:
+    """The process that this one is tied to, the signal that ends it, and whether that one's main thread started it."""
+    told, waiting = as_told(os.environ), os.environ.get(JOB)
+    if told is not None:
+        return (told.process, signal.SIGKILL, told.by_main_thread) if told.local_rank > 0 else None
+    if waiting and os.getsid(0) == os.getpid():  # as jobs are started; not what outlived one
+        return int(waiting), signal.SIGTERM, True
+    return None
+
+
+def _ask(parent: int, signum: signal.Signals, by_its_main_thread: bool) -> bool:
+    """Ask Linux for the signal; whether `parent` is this process's parent, and not just of what started it."""
     if sys.platform == "linux" and by_its_main_thread and os.getppid() == parent:
+        # the end of the thread that started this process counts as its parent's, so not from any thread; without the
+        # signal a process that is stopped, too, lives until it goes on
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signum)
-    if os.getppid() != parent:
-        if _is_gone(parent):
-            _end(signum)
-        return  # something that a worker or a job has started
-    _watching.set()
-    threading.Thread(target=_watch, args=(parent, signum), name="ticks-parent", daemon=True).start()
+    if os.getppid() == parent:
+        return True
+    if _is_gone(parent):
+        _end(signum)
+    return False
 
 
 def _watch(parent: int, signum: signal.Signals) -> None:
@@ -62,3 +78,9 @@ def _is_gone(process: int) -> bool:
     except PermissionError:
         pass
     return False
+
+
+if __name__ == "__main__":
+    if (tied := _tied()) is not None:
+        _ask(*tied)
+    os.execvp(sys.argv[1], sys.argv[1:])

@@ -144,7 +144,9 @@ class WorkerStrategy(DDPStrategy):
         store.set_timeout(timeout)
         if rank != 0:
             self._be_present("start", store)
-        meeting.gather(store, rank, self.world_size, patience, check=launcher.check)
+        by_hand = ", as LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT, RANK or NODE_RANK in the environment say"
+        how = f"at {address}:{port}{by_hand if environment.identity.launcher == 'hand' else ''}"
+        meeting.gather(store, rank, self.world_size, patience, how=how, check=launcher.check)
         if rank == 0:  # they are here, and have said so
             self._be_present("start", store)
         self._make_process_group(store, timeout)
@@ -449,6 +451,11 @@ class WorkerStrategy(DDPStrategy):
         self.lightning_module.trainer.save_checkpoint(path)
         if isinstance(self._launcher, WorkerLauncher):
             self._launcher.expect_the_end()
+        if self.worker_command is None and self.is_global_zero:  # in somebody's own script
+            name = signal.Signals(signum).name
+            print(
+                f"ticks: stopped by {name} after step {self.step}; go on with fit(..., ckpt_path={path!r})", flush=True
+            )
         raise Stopped(signum, self.step, path)
 
     def _stop_path(self) -> str:
