@@ -159,6 +159,7 @@ class Command:
 def _command(directory: Path, arguments: tuple[str, ...], program: str, env: dict[str, str], output: Path) -> None:
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and what nohup starts this
     logging.getLogger().handlers.clear()  # pytest's
     os.chdir(directory)
     os.environ |= env

@@ -313,7 +313,7 @@ def test_tensorboard_gets_metrics_at_the_steps_of_metrics_csv(tmp_path: Path) ->
         ("model=rms", "chosen groups cannot"),
         ("model.d_model=64", "keeps its model"),
         ("task.lr=0.1", "keeps its task"),
-        ("trainer.max_steps=2.5", "must be int"),
+        ("trainer.max_steps=2.5", "must be a whole number"),
     ],
 )
 def test_mistakes_on_resuming_get_one_clear_message(one_worker: tuple[Path, str], override: str, words: str) -> None:
