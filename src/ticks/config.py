@@ -83,7 +83,7 @@ def _compose_checked(overrides: Sequence[str], config_dir: Path) -> DictConfig:
         what = str(error).splitlines()[0]
         raise ConfigError(f"cannot be set on the command line: one of {', '.join(overrides)} ({what})") from None
     for override in parsed:
-        _refuse_a_value_for_a_group(override, config, config_dir)
+        _refuse_a_value_for_a_group(override, config_dir)
     added = {o.key_or_group for o in parsed if o.is_add()}
     own = _without_hydra(config.copy())
     check_keys(own, own if base is config else base, added)
@@ -91,22 +91,18 @@ def _compose_checked(overrides: Sequence[str], config_dir: Path) -> DictConfig:
     return config
 
 
-def _refuse_a_value_for_a_group(override: Override, config: DictConfig, config_dir: Path) -> None:
+def _refuse_a_value_for_a_group(override: Override, config_dir: Path) -> None:
     """ConfigError for `strategy.sync=outer`: files are chosen with a slash."""
     key, value = override.key_or_group, override.value()
     options = sorted(group_options(config_dir / key.replace(".", "/"))) if "." in key else []
     if options and isinstance(value, str | int | float) and not isinstance(value, bool):
-        names = OmegaConf.select(_compose_default(config_dir), key)
+        with _hydra(config_dir):
+            names = OmegaConf.select(compose("train"), key)
         inner = [str(name) for name in names if not str(name).startswith("_")] if isinstance(names, DictConfig) else []
         or_one = f"; one of its values: {key}.{inner[0]}={value}" if len(inner) == 1 else ""
         raise ConfigError(
             f"{key}={value}: choose a file with {key.replace('.', '/')}=NAME ({', '.join(options)}){or_one}"
         )
-
-
-def _compose_default(config_dir: Path) -> DictConfig:
-    with _hydra(config_dir):
-        return compose("train")
 
 
 def default_choices(config_dir: Path) -> dict[str, str]:
@@ -445,10 +441,8 @@ def build(node: DictConfig | None, path: str, *args: Any, **kwargs: Any) -> Any:
     except InstantiationException as error:
         cause = error.__cause__ or error
         mistakes = (ValueError, TypeError, LookupError, OSError, ImportError)
-        if isinstance(cause, RuntimeError) and "can't allocate memory" in str(cause):
-            raise ConfigError(
-                f"{path} does not fit into memory: {str(cause).rpartition('DefaultCPUAllocator: ')[2]}"
-            ) from error
+        if is_out_of_memory(cause):
+            raise ConfigError(f"{path} does not fit into memory: {str(cause).splitlines()[0]}") from error
         if isinstance(cause, mistakes) or type(cause).__name__ == "MisconfigurationException":
             key = _full_key(error, path)
             about = re.match(r"(\w+)=", str(cause))  # "lr=-1 must not be negative" begins with an argument
@@ -456,6 +450,12 @@ def build(node: DictConfig | None, path: str, *args: Any, **kwargs: Any) -> Any:
             between = "." if about and about[1] in (failed or ()) else ": "
             raise ConfigError(f"{key}{between}{cause}") from error
         raise
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of Python, of a GPU, or, known by its words alone, of the CPU."""
+    words = "can't allocate memory"
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or words in str(error)
 
 
 def _full_key(error: Exception, path: str) -> str:

@@ -35,6 +35,7 @@ from ticks.config import (
     check_targets,
     check_values,
     compose_strictly,
+    is_out_of_memory,
     with_home_directory,
 )
 from ticks.job import Job, identity_of, planned_job, relative, resumed_job
@@ -222,12 +223,6 @@ def _first(results: Any) -> dict[str, float]:
     return {name: value for name, value in results[0].items() if name != "step"} if results else {}
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """Of Python, of a GPU, or, known by its words alone, of the CPU."""
-    words = "can't allocate memory"
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or words in str(error)
-
-
 class _Run:
     """What the steps of one run share."""
 
@@ -271,7 +266,7 @@ class _Run:
             raise
         except SystemExit as left:  # a signal where there is nothing to be agreed
             exit_code, self.status = left.code or 1, "stopped"  # type: ignore[assignment]
-            self._say_left(exit_code - 128)
+            self._say_left(left.code)
             raise
         except (NonFiniteLoss, CheckpointNotWritten) as error:
             self._fail(error, 1, all_know=True)
@@ -284,7 +279,7 @@ class _Run:
                 self._fail(error, USER_MISTAKE)
             raise
         except Exception as error:
-            if _is_out_of_memory(error):
+            if is_out_of_memory(error):
                 self._fail(MemoryError(f"out of memory: {error}; data.global_batch_size, data.eval_batch_size,"
                                        " data.block_size and the model decide how much it takes"), 1)  # fmt: skip
             if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
@@ -625,12 +620,11 @@ class _Run:
             again = f"; continue with: python train.py resume={self.run_dir}" if stop.checkpoint else ""
             print(f"stopped by {name} after step {stop.step}, checkpoint {self.checkpoint}{again}", flush=True)
 
-    def _say_left(self, signum: int) -> None:
-        if self.is_zero and signum in STOPS:
-            again = (
-                f"; continue with: python train.py resume={self.run_dir}" if self.began else " before training began"
-            )
-            print(f"stopped by {signal.Signals(signum).name}{again}", flush=True)
+    def _say_left(self, code: Any) -> None:
+        signum = next((signum for signum in STOPS if code == 128 + signum), None)
+        if self.is_zero and signum is not None:
+            again = f"; continue with: python train.py resume={self.run_dir}"
+            print(f"stopped by {signum.name}{again if self.began else ' before training began'}", flush=True)
 
     def _fail(self, error: Exception, exit_code: int, *, all_know: bool = False) -> NoReturn:
         """Leave with one line, said once for all workers; `all_know`: every worker fails of the same."""

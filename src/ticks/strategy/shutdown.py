@@ -157,8 +157,11 @@ class Heartbeat:
         return self._stop_between(completed * A_STEP + batches, completed * A_STEP + batches + 1)
 
     def asked(self) -> int:
-        """The signal that all stop for, where they do."""
-        return int(self._store.get("stop")) if self.signum is None else self.signum
+        """The signal that all stop for, where they do: the first, if several were sent."""
+        if self._thread is None:
+            assert self.signum is not None
+            return self.signum
+        return int(self._store.get("stop"))
 
     def _stop_between(self, done: int, attempted: int) -> int | None:
         if self.world_size == 1 or self._thread is None:
@@ -172,7 +175,7 @@ class Heartbeat:
             if not all_there(self._store, keys, self.hang_seconds):
                 raise RuntimeError(f"not every worker has said for {self.hang_seconds:g} s where it can stop")
             self._stop_at = max(int(self._store.get(key)) for key in keys)
-        return int(self._store.get("stop")) if done >= self._stop_at else None
+        return self.asked() if done >= self._stop_at else None
 
     def _run(self) -> None:
         posted, next_beat, awake = False, 0.0, Awake(self.seconds)
@@ -356,6 +359,11 @@ def _begin_anew(progress: Any) -> None:
         count.completed -= seen
         count.processed = count.completed
         count.started = count.ready = count.completed + 1  # as Lightning knows one that has not ended
+
+
+def is_in_a_step(trainer: Trainer) -> bool:
+    """Whether gradients are being accumulated for a step that is not over."""
+    return trainer.fit_loop.epoch_loop._should_accumulate()
 
 
 def quieten(trainer: Trainer, strategy: StopsBetweenSteps) -> None:

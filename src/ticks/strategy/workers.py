@@ -24,7 +24,7 @@ from ticks.strategy.environment import WorkerEnvironment, cluster_environment
 from ticks.strategy.launch import WorkerLauncher
 from ticks.strategy.ledger import Ledger
 from ticks.strategy.parent import end_with_parent
-from ticks.strategy.shutdown import Heartbeat, Presence, Stopped, ValidationLeft, leave, quieten
+from ticks.strategy.shutdown import Heartbeat, Presence, Stopped, ValidationLeft, is_in_a_step, leave, quieten
 from ticks.strategy.wire import out_of_step
 
 log = logging.getLogger(__name__)
@@ -428,7 +428,7 @@ class WorkerStrategy(DDPStrategy):
         assert module is not None
         trainer = module.trainer
         is_last = 0 <= trainer.max_steps <= trainer.global_step
-        return not is_last and not trainer.fit_loop.epoch_loop._should_accumulate()
+        return not is_last and not is_in_a_step(trainer)
 
     # ---- stopping ------------------------------------------------------------------------------------------------
 
