@@ -23,6 +23,8 @@ import pytest
 import torch
 import torchmetrics  # noqa: F401
 
+from ticks.report.metrics import MetricsFile
+
 torch.set_num_threads(1)
 REPOSITORY = Path(__file__).parent.parent
 
@@ -115,6 +117,7 @@ class Command:
     started: ClassVar[list["Command"]] = []
 
     def __init__(self, directory: Path, *arguments: str, program: str = "train.py", env: dict[str, str] | None = None):
+        self.directory = directory
         self.output_file = directory / f"output-{len(list(directory.glob('output-*')))}.txt"
         arguments_and_env = (directory, arguments, program, env or {}, self.output_file)
         self.process = mp.get_context("fork").Process(target=_command, args=arguments_and_env)
@@ -132,6 +135,16 @@ class Command:
             if time.monotonic() > deadline or not self.process.is_alive():
                 raise AssertionError(f"{text!r} did not appear in:\n{self.output}")
             time.sleep(0.02)
+
+    def wait_for_step(self, step: int, seconds: float = 60.0) -> None:
+        """Until its record, which begins with a validation at step 0, speaks of `step` or a later one."""
+        deadline = time.monotonic() + seconds
+        records = [MetricsFile(path) for path in self.directory.glob("logs/runs/*/metrics.csv")]
+        while not any(int(row["step"]) >= step for record in records for row in record.rows()):
+            if time.monotonic() > deadline or not self.process.is_alive():
+                raise AssertionError(f"step {step} did not come:\n{self.output}")
+            time.sleep(0.02)
+            records = [MetricsFile(path) for path in self.directory.glob("logs/runs/*/metrics.csv")]
 
     def end(self, seconds: float = 90.0) -> int:
         """Its exit code; what still runs after `seconds` is killed and fails the test."""

@@ -256,10 +256,7 @@ def test_sigkill_of_the_main_process_ends_a_stopped_worker_too(tmp_path: Path) -
     command = Command(
         tmp_path, *QUIET, "trainer.devices=2", "trainer.max_steps=100000", "trainer.val_check_interval=1000000"
     )
-    deadline = time.monotonic() + 60
-    while not [f for f in tmp_path.glob("logs/runs/*/metrics.csv") if f.stat().st_size > 500]:
-        assert time.monotonic() < deadline, command.output
-        time.sleep(0.05)
+    command.wait_for_step(10)
     (worker,) = children(command.process.pid or 0)
     os.kill(worker, signal.SIGSTOP)
     began = time.monotonic()
@@ -300,10 +297,7 @@ def test_an_impatient_second_ctrl_c_leaves_a_true_summary(tmp_path: Path, monkey
 
     monkeypatch.setattr(train._Run, "_end_workers", slow)
     command = Command(tmp_path, *QUIET, "trainer.max_steps=100000", "trainer.val_check_interval=100000")
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("logs/runs/*/metrics.csv")):
-        assert time.monotonic() < deadline, command.output
-        time.sleep(0.05)
+    command.wait_for_step(1)
     os.kill(command.process.pid or 0, signal.SIGINT)
     command.wait_for("ends workers")
     os.kill(command.process.pid or 0, signal.SIGINT)

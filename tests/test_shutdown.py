@@ -26,13 +26,7 @@ LONG = ("debug=fast", "model.dropout=0.1", "strategy.clock.interval=100000", "tr
 
 def start(directory: Path, *more: str, workers: int = 2) -> Command:
     command = Command(directory, *LONG, f"trainer.devices={workers}", *more)
-    command.wait_for("tokens per step")
-    deadline = time.monotonic() + 60
-    while not any((run / "metrics.csv").exists() for run in directory.glob("logs/runs/*")):  # written while it trains
-        assert time.monotonic() < deadline, command.output
-        assert command.process.is_alive(), command.output
-        time.sleep(0.05)
-    time.sleep(1.0)
+    command.wait_for_step(60)  # a checkpoint is there
     return command
 
 
