@@ -1,0 +1,86 @@
+"""Golden losses: 20 steps of every strategy and every model, to the last digit, so that a move is seen to change none.
+
+`make golden` compares what the command line gives now with `losses.json`; `make golden ARGS=--write` writes it anew,
+which a change of behaviour has to say and explain.
+"""
+
+import hashlib
+import json
+import math
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.conftest import REPOSITORY, Command, free_port, only_run
+from ticks.report.metrics import MetricsFile
+
+FILE = Path(__file__).with_name("losses.json")
+FAST = ("debug=fast", "model.n_layers=4", "test=false", "sample_bytes=0", "callbacks=none", "logger=csv", "data.seed=0")
+LOSSES = ("train/loss", "val/loss")
+TOLERANCE = 2e-3  # relative, on another processor or another torch: their last digits differ, and codes with them
+
+
+def _stems(folder: str) -> list[str]:
+    return sorted(file.stem for file in (REPOSITORY / "configs" / folder).glob("*.yaml") if file.stem != "base")
+
+
+def cases() -> dict[str, tuple[int, tuple[str, ...]]]:
+    """By name: how many workers, and which overrides."""
+    strategies = {f"strategy={name}": (2, (f"strategy={name}",)) for name in _stems("strategy")}
+    models = {f"model={name}": (1, (f"model={name}",)) for name in _stems("model")}
+    others = {
+        "model/norm=none, model/adapter=ticks": (1, ("model/norm=none", "model/adapter=ticks")),
+        "dropout, accumulation": (2, ("model.dropout=0.1", "trainer.accumulate_grad_batches=2")),
+        "three workers": (3, ("data.global_batch_size=12", "model=ln_ticks")),
+    }
+    return strategies | models | others
+
+
+def measure(name: str, directory: Path) -> dict[str, Any]:
+    """Losses of one case by step, and a digest of the parameters that it ends with. Its workers are forked here."""
+    n, overrides = cases()[name]
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(n), "NODE_RANK": "0"}
+    commands = [
+        Command(
+            directory / str(rank), *FAST, *overrides, f"trainer.devices={n}",
+            env=environment | {"LOCAL_RANK": str(rank), "RANK": str(rank)} if n > 1 else {},
+        )
+        for rank in range(n)
+        if not (directory / str(rank)).mkdir(parents=True)
+    ]  # fmt: skip
+    for command in commands:
+        assert command.end() == 0, command.output
+    run = only_run(directory / "0")
+    rows = MetricsFile(run / "metrics.csv").rows()
+    losses = {key: {row["step"]: float(row[key]) for row in rows if row.get(key)} for key in LOSSES}
+    state = torch.load(run / "checkpoints" / "final.ckpt", weights_only=True)["state_dict"]
+    digest = hashlib.sha256()
+    for tensor in state.values():  # in the module's order, whatever their names
+        digest.update(tensor.numpy().tobytes())
+    return losses | {"parameters": digest.hexdigest()[:16]}
+
+
+def machine() -> str:
+    """What the last digits of a float depend on."""
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return f"{models[0].partition(':')[2].strip() if models else platform.processor()}, torch {torch.__version__}"
+
+
+def difference(name: str, now: dict[str, Any], then: dict[str, Any], *, exactly: bool) -> str | None:
+    """In a line, where two measurements of a case differ first."""
+    for key in LOSSES:
+        if now[key].keys() != then[key].keys():
+            return f"{name}: {key} at steps {', '.join(now[key])} and not {', '.join(then[key])}"
+        for step, value in now[key].items():
+            was = then[key][step]
+            if value != was and (exactly or not math.isclose(value, was, rel_tol=TOLERANCE)):
+                return f"{name}: {key} at step {step} is {value!r} and was {was!r}"
+    if exactly and now["parameters"] != then["parameters"]:
+        return f"{name}: the losses are the same, the parameters at the end are not"
+    return None
+
+
+def read() -> dict[str, Any]:
+    return json.loads(FILE.read_text())
