@@ -23,7 +23,7 @@ import pytest
 import torch
 import torchmetrics  # noqa: F401
 
-from ticks.report.metrics import MetricsFile
+from ticks.record.metrics import MetricsFile
 
 torch.set_num_threads(1)
 REPOSITORY = Path(__file__).parent.parent
@@ -189,7 +189,7 @@ def _command(directory: Path, arguments: tuple[str, ...], program: str, env: dic
 
             main(REPOSITORY / "configs")
         else:
-            from ticks.cli import main as cli
+            from ticks.commands import main as cli
 
             cli()
     except SystemExit as exit_:

@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, run_command
 from ticks.jobs import Outcome, for_sweeper, record, run_job, show, signals_afterwards, told
-from ticks.report import summary
+from ticks.record import summary
 
 PYTHON = os.path.realpath(sys.executable)  # starts fast: no site-packages are needed
 

@@ -8,8 +8,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.conftest import run_command
-from ticks.cli import main as ticks
-from ticks.report import summary
+from ticks.commands import main as ticks
+from ticks.record import summary
 from ticks.train import main as train
 
 FAST = (

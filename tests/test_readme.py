@@ -80,7 +80,7 @@ def test_the_readmes_commands_run(tmp_path: Path) -> None:
         elif program == "ticks" and rest[0] != "sweep":
             code, output = run_command(tmp_path, *rest, program="ticks")
         elif program in ("ticks", "wandb"):
-            from ticks.sweep import combinations
+            from ticks.commands.sweep import combinations
 
             code = 0 if len(combinations(REPOSITORY / rest[1])) > 1 else 1
         else:

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from tests.conftest import REPOSITORY
 from ticks.config import ConfigError, compose_strictly, digest
-from ticks.report import summary
+from ticks.record import summary
 from ticks.run_directory import chosen_run_directory, find_unfinished, is_locked, load_config, locked, new_run_directory
 
 

@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import REPOSITORY, _command, only_run
 from ticks import train
 from ticks.job import Job
-from ticks.report import summary
+from ticks.record import summary
 
 SCRIPT = """
 import sys
@@ -66,7 +66,7 @@ def test_streams_that_were_closed_stay_closed_and_no_file_takes_their_number(tmp
 
 
 def test_tables_are_drawn_with_what_the_encoding_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ticks.report.table import show_result
+    from ticks.record.result import show_result
 
     about = dict.fromkeys(summary.KEYS) | {"strategy": "ticks", "steps": 1, "ticks": 1, "world_size": 1}
     for encoding, line in (("latin-1", "-----"), ("utf-8", "─────")):

@@ -16,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 
 from tests.conftest import REPOSITORY, Command, only_run, run_command
-from ticks.report import summary as summary_file
+from ticks.record import summary as summary_file
 
 FAST = ("debug=fast", "trainer.log_every_n_steps=5")
 

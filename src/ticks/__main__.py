@@ -5,7 +5,7 @@ from ticks.session import leave_on_signals
 
 def main() -> None:
     leave_on_signals()
-    from ticks.cli import main as command
+    from ticks.commands import main as command
 
     command()
 

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ticks.config import ConfigError
-from ticks.report import summary
+from ticks.record import summary
 from ticks.session import acting_on_signals, exit_by_signal, leave_on_signals
 from ticks.strategy.exits import STOPS, exit_in_words
 from ticks.strategy.identity import who_am_i

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ticks.config import ConfigError, digest
-from ticks.report import summary
+from ticks.record import summary
 
 RUNS, MULTIRUNS = Path("logs/runs"), Path("logs/multiruns")
 ADDED = {"sample_prompt": "The "}  # keys that older runs lack, and what they did

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -38,6 +37,7 @@ from ticks.config import (
     is_out_of_memory,
     with_home_directory,
 )
+from ticks.config.hydra import flags
 from ticks.job import Job, identity_of, planned_job, relative, resumed_job
 from ticks.run_directory import check_here, discard_if_empty, locked
 from ticks.session import Failures, acting_on_signals, leave_on_signals, leaving_on_signals
@@ -73,7 +73,7 @@ def main(config_dir: Path) -> None:
 
 
 def _main(arguments: list[str], config_dir: Path) -> None:
-    asked = get_args_parser().parse_intermixed_args(arguments)
+    asked = flags().parse_intermixed_args(arguments)
     if asked.help:
         print(usage(config_dir))
         return
@@ -243,7 +243,7 @@ class _Run:
     def go(self) -> dict[str, Any] | None:
         from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-        from ticks.report import wandb
+        from ticks.record import wandb
         from ticks.strategy.launch import NoScript
         from ticks.strategy.meeting import NoMeeting
         from ticks.strategy.shutdown import Stopped
@@ -324,8 +324,8 @@ class _Run:
         from lightning import seed_everything
         from lightning.pytorch.utilities import rank_zero_only
 
-        from ticks.report.progress import ProgressLine
-        from ticks.report.record import Record
+        from ticks.record.callback import Record
+        from ticks.record.progress import ProgressLine
         from ticks.strategy.workers import Refused, WorkerStrategy
 
         config = self.config
@@ -444,8 +444,8 @@ class _Run:
 
     def fit(self) -> dict[str, Any] | None:
         """Train, then measure the agreed model on all of the validation and test text."""
-        from ticks.report.table import show_result
-        from ticks.report.wandb import log_config
+        from ticks.record.result import show_result
+        from ticks.record.wandb import log_config
 
         trainer, task, data = self.trainer, self.task, self.data
         if self.is_zero:
@@ -539,7 +539,7 @@ class _Run:
 
     def summarise(self, *, tests: dict[str, float] | None = None) -> dict[str, Any]:
         """Write summary.json as things stand."""
-        from ticks.report import summary as file
+        from ticks.record import summary as file
 
         trainer, strategy, choices = self.trainer, self.strategy, self.job.choices
         ledger, (_, val) = strategy.ledger, self.record.last_val or (0, {})

@@ -42,7 +42,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from tests.benchmarks.tick import OnlyParameters, quiet_trainer, time_ticks
 from ticks.config import build, compose_strictly
-from ticks.report.record import Record
+from ticks.record.callback import Record
 from ticks.strategy import DDP, FP32, Gradients, Int4, Int8, Outer, Parameters, TickStrategy
 
 TIMEOUT = 1200.0  # seconds for the workers of one measurement

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tests.conftest import REPOSITORY, Command, free_port, only_run
-from ticks.report.metrics import MetricsFile
+from ticks.record.metrics import MetricsFile
 
 FILE = Path(__file__).with_name("losses.json")
 FAST = ("debug=fast", "model.n_layers=4", "test=false", "sample_bytes=0", "callbacks=none", "logger=csv", "data.seed=0")

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from ticks.config import ConfigError
-from ticks.report import summary
+from ticks.record import summary
+from ticks.record.metrics import MetricsFile
 from ticks.report.compare import figure, load_runs, show_runs
-from ticks.report.metrics import MetricsFile
 
 FINISHED = {
     "status": "finished", "strategy": "ticks", "interval": 8, "sync": "gradients", "wire": "fp32", "norm": "rms_norm",
@@ -192,7 +192,7 @@ def test_a_run_whose_record_is_damaged_is_listed_and_said_not_to_be_drawn(
 
 
 def test_runs_are_compared_without_torch() -> None:
-    code = "import sys, ticks.cli, ticks.report.compare; print({'torch', 'lightning', 'wandb'} & sys.modules.keys())"
+    code = "import sys, ticks.commands, ticks.report.compare\nprint({'torch', 'lightning', 'wandb'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr
 

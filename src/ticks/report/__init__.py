@@ -1,1 +1,1 @@
-"""What a run leaves, and what people see of it: metrics.csv, summary.json, progress, tables, figures."""
+"""Read afterwards: runs side by side, as a table and as a figure."""

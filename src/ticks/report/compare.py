@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ticks.config import ConfigError, did_you_mean
-from ticks.report import summary
-from ticks.report.metrics import MetricsFile
-from ticks.report.table import megabytes
+from ticks.record import summary
+from ticks.record.metrics import MetricsFile
+from ticks.record.result import megabytes
 
 
 @dataclass(frozen=True)

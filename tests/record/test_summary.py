@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ticks.report import summary
+from ticks.record import summary
 
 PROMISED = """
     status, strategy, interval, clock, sync, wire, norm, adapter, seed, world_size, n_params, n_trainable,

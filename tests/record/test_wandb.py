@@ -22,7 +22,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from tests.conftest import free_port, run_workers
-from ticks.report import wandb as ours
+from ticks.record import wandb as ours
 
 
 def _runs(run_dir: str, config: dict[str, Any], exit_codes: list[int]) -> list[str]:

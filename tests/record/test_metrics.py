@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from ticks.report.metrics import FIRST_COLUMNS, MetricsFile
+from ticks.record.metrics import FIRST_COLUMNS, MetricsFile
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

@@ -4,16 +4,17 @@ import inspect
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from tests.conftest import only_run, run_command
-from ticks.cli import COMMANDS, main
+from tests.conftest import REPOSITORY, only_run, run_command
+from ticks.commands import COMMANDS, main
 from ticks.config import compose_strictly
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = REPOSITORY / "configs"
 
 
 @pytest.fixture
@@ -59,8 +60,8 @@ def test_every_command_tells_its_usage_its_options_and_an_example(ticks, command
     assert out.startswith(f"Usage: ticks {command} ")
     assert f"Example: ticks {command} " in out
     assert max(map(len, out.splitlines())) <= 80
-    source = inspect.getsource(COMMANDS[command]).rpartition('"""')[2]
-    given = re.search(r"_options\(arguments, (.*)\)\n", source)
+    source = inspect.getsource(import_module(f"ticks.commands.{command}")).rpartition('"""')[2]
+    given = re.search(r"split\(arguments, (.*)\)\n", source)
     for option, default in re.findall(r'(\w+)=(None|"[^"]*")', given[1] if given else ""):
         shown = re.search(rf"^  {option}=.*?\((required|default: [^)]*)\)", out, flags=re.DOTALL | re.MULTILINE)
         assert shown, option
@@ -78,7 +79,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from ticks.cli import main
+from ticks.commands import main
 from ticks.usage import usage
 sys.argv = ["ticks", "eval", "--help"]
 main()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ticks.report.metrics import MetricsFile
+from ticks.record.metrics import MetricsFile
 
 
 def step_loss(trainer: Trainer, outputs: Any) -> float:

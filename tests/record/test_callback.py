@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tests.conftest import run_workers
-from ticks.report.metrics import MetricsFile
-from ticks.report.record import Record
+from ticks.record.callback import Record
+from ticks.record.metrics import MetricsFile
 from ticks.strategy import TickStrategy
 from ticks.tasks import LanguageModeling
 

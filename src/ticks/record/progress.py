@@ -27,7 +27,7 @@ from rich.table import Column
 from rich.text import Text
 from torch import Tensor
 
-from ticks.report.record import step_loss
+from ticks.record.callback import step_loss
 
 
 class ProgressLine(Callback):

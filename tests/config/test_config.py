@@ -27,7 +27,7 @@ from ticks.config import (
     quoted,
     with_home_directory,
 )
-from ticks.report import summary
+from ticks.record import summary
 from ticks.run_directory import find_unfinished
 from ticks.strategy.workers import WorkerStrategy
 

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from tests.report.test_record import Table, batches
-from ticks.report.progress import ProgressLine, _columns
+from tests.record.test_callback import Table, batches
+from ticks.record.progress import ProgressLine, _columns
 from ticks.tasks import LanguageModeling
 
 

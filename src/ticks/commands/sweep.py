@@ -1,9 +1,16 @@
-"""Sweep files in W&B's format, read without W&B: the combinations of a grid as command-line overrides.
+"""Usage: ticks sweep SWEEP.yaml [KEY=VALUE ...]
 
-program: train.py
-method: grid
-command: ["${env}", "${interpreter}", "${program}", "${args_no_hyphens}"]
-parameters: {strategy.clock.interval: {values: [1, 8]}, trainer.devices: {value: 4}}
+Run every combination of a W&B sweep file's grid here, without W&B's
+server, one after the other. A run that fails ends nothing but itself; at
+the end a table says what became of each. Ctrl-C stops the running one,
+with a checkpoint, and the sweep.
+
+  SWEEP.yaml    a sweep file with method: grid (required); the program
+                that it names lies beside the configs folder that the
+                file is in, or in the working directory
+  KEY=VALUE     put behind the overrides of every run (default: none)
+
+Example: ticks sweep configs/sweep/intervals.yaml logger=csv seed=1
 """
 
 import sys
@@ -17,6 +24,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ticks.config import ConfigError
 from ticks.jobs import Outcome, all_finished, run_job, show, signals_afterwards
+
+
+def main(arguments: list[str]) -> None:
+    if not arguments:
+        raise ConfigError("give a sweep file: ticks sweep configs/sweep/intervals.yaml")
+    file = Path(arguments[0])
+    run_all(combinations(file), arguments[1:], program_of(file))
 
 
 def combinations(file: Path) -> list[list[str]]:

@@ -8,9 +8,9 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from tests.conftest import REPOSITORY, Command, only_run, run_command
+from ticks.commands.sweep import combinations, program_of, run_all
 from ticks.config import ConfigError, check_targets, compose_strictly
-from ticks.report import summary
-from ticks.sweep import combinations, program_of, run_all
+from ticks.record import summary
 
 CONFIGS = REPOSITORY / "configs"
 SWEEPS = sorted((CONFIGS / "sweep").glob("*.yaml"))

@@ -1,0 +1,34 @@
+"""Usage: ticks eval run=RUN_DIR [KEY=VALUE ...]
+
+Measure the model of a run's newest checkpoint again, on all of the
+validation and test data, and print it beside what summary.json says.
+
+  run=RUN_DIR   the run's directory (required)
+  KEY=VALUE     a value of the run's configuration to change, for example
+                trainer.devices=2: the numbers are the same on any number
+                of workers; test=false leaves the test data out
+
+Example: ticks eval run=logs/runs/2026-01-31_12-00-00_ticks trainer.devices=2
+"""
+
+from contextlib import chdir
+
+from ticks.commands.options import absolute, run_of, split, started_in
+
+
+def main(arguments: list[str]) -> None:
+    from ticks.job import resumed_job
+    from ticks.record import summary
+    from ticks.train import run
+
+    options, overrides = split(arguments, run=None)
+    run_dir = run_of(options["run"])
+    place, run_dir, overrides = started_in(run_dir), run_dir.resolve(), [absolute(o) for o in overrides]
+    with chdir(place):
+        metrics = run(resumed_job(run_dir, overrides, mode="eval"))
+    if metrics is None:
+        return
+    recorded = summary.read(run_dir) if (run_dir / "summary.json").exists() else {}
+    for key, value in metrics.items():
+        before = recorded.get(key) if key != "checkpoint" else None
+        print(f"{key:20} {value}" + ("" if before is None else f"   summary.json: {before}"))

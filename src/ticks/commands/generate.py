@@ -1,0 +1,44 @@
+"""Usage: ticks generate run=RUN_DIR [OPTION=VALUE ...]
+
+Continue a text with the model of a run's newest checkpoint.
+
+  run=RUN_DIR       the run's directory (required)
+  prompt=TEXT       what to continue (default: the run's sample_prompt)
+  bytes=N           how many bytes to generate (default: 400)
+  temperature=T     0 always takes the likeliest byte, 1 samples from the
+                    model's distribution (default: 0.8)
+  seed=N            of the sampling (default: 0)
+
+Example: ticks generate run=logs/runs/2026-01-31_12-00-00_ticks prompt="Mr "
+"""
+
+from contextlib import chdir
+
+from ticks.commands.options import number, run_of, split, started_in
+from ticks.config import ConfigError, did_you_mean
+
+
+def main(arguments: list[str]) -> None:
+    options, rest = split(arguments, run=None, prompt=None, bytes="400", temperature="0.8", seed="0")
+    if rest:
+        raise ConfigError(f"unknown option '{rest[0]}'{did_you_mean(rest[0].partition('=')[0], options)}")
+    n, seed = int(number("bytes", options["bytes"], int)), int(number("seed", options["seed"], int))
+    temperature = number("temperature", options["temperature"], float)
+
+    import torch
+    from omegaconf import OmegaConf
+
+    from ticks.config import build
+    from ticks.job import resumed_job
+
+    run_dir = run_of(options["run"])
+    place, run_dir = started_in(run_dir), run_dir.resolve()
+    with chdir(place):
+        job = resumed_job(run_dir, [], mode="eval")
+        config = OmegaConf.create(job.config)
+        data = build(config.data, "data")
+        task = build(config.task, "task", model=build(config.model, "model", vocab_size=data.vocab_size))
+        checkpoint = torch.load(str(job.checkpoint), map_location="cpu", weights_only=True)
+    task.load_state_dict(checkpoint["state_dict"])
+    prompt = data.encode((config.sample_prompt if options["prompt"] is None else options["prompt"]) or "\n")
+    print(data.decode(task.generate(prompt, n, temperature=temperature, seed=seed)))

@@ -1,0 +1,35 @@
+"""What is asked of Hydra beyond its public functions: a test says so if a new Hydra has it no more."""
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+from hydra import initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from ticks.config.messages import ConfigError
+
+
+def jobs_of_a_grid(parsed: list[Override]) -> list[list[str]]:
+    """The overrides of each job, as Hydra's own sweeper cuts them."""
+    try:
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    except ImportError as error:
+        raise ConfigError(f"this Hydra is not known here: {error}: pip install 'hydra-core==1.3.*'") from None
+    try:
+        return [job for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
+    except HydraException as error:
+        raise ConfigError(f"cannot read the command line: {str(error).splitlines()[0]}") from None
+
+
+def flags() -> ArgumentParser:
+    """What hydra.main reads of a command line."""
+    return get_args_parser()
+
+
+def in_hydra(config_dir: Path) -> initialize_config_dir:
+    """A block in which `compose` finds the files of `config_dir`."""
+    GlobalHydra.instance().clear()
+    return initialize_config_dir(str(config_dir.resolve()), version_base="1.3")

@@ -1,0 +1,154 @@
+"""Every `_target_` is imported, its arguments are compared with its signature, and it is built."""
+
+import importlib
+import inspect
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from ticks.config.messages import ConfigError, did_you_mean, quoted
+
+
+def check_targets(node: Any, path: str = "") -> None:
+    """ConfigError if a `_target_` below `node` does not exist or does not take the arguments it is given."""
+    if isinstance(node, ListConfig):
+        for i, item in enumerate(node):
+            check_targets(item, f"{path}[{i}]")
+    if not isinstance(node, DictConfig):
+        return
+    if "_target_" in node:
+        _check_target(node, path)
+    for key in node:
+        if not OmegaConf.is_missing(node, key):
+            check_targets(node[key], f"{path}.{key!s}" if path else str(key))
+
+
+def _check_target(node: DictConfig, path: str) -> None:
+    try:
+        target = locate(node["_target_"])
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{path}._target_={node['_target_']}: {error}") from None
+    if not callable(target):
+        raise ConfigError(f"{path}._target_={node['_target_']}: a {type(target).__name__}, neither class nor function")
+    names = _arguments(target)
+    for flag in ("_partial_", "_recursive_"):
+        if not isinstance(node.get(flag, False), bool):
+            raise ConfigError(f"{path}.{flag}={node[flag]} must be true or false")
+    for key in node:
+        if str(key).startswith("_") or names is None or OmegaConf.is_missing(node, key):
+            continue
+        if key not in names:
+            raise ConfigError(
+                f"{path}.{key!s}={node[key]}: {node['_target_']} takes no '{key!s}'{did_you_mean(str(key), names)}"
+            )
+        if not _fits(node[key], names[str(key)]):
+            what = _in_words(names[str(key)])
+            given = f"{path}.{key!s}={node[key]}"
+            is_text = type(node[key]) is int and _fits("", names[str(key)])
+            hint = f"; if it is a text, quote it: {quoted(given)}" if is_text else ""
+            raise ConfigError(f"{given} must be {what}{hint}")
+
+
+def _in_words(annotation: Any) -> str:
+    """What an argument of this type can be."""
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else [annotation]
+    return " or ".join(words.get(member) or inspect.formatannotation(member) for member in members)
+
+
+def _arguments(target: Any) -> dict[str, Any] | None:
+    """Names and types of the arguments a target takes; through **kwargs those of its base classes as well; None if
+    anything goes."""
+    own, more = _own_arguments(target)
+    if not more:
+        return own
+    if not inspect.isclass(target) or not target.__module__.startswith("ticks."):
+        return None
+    names: dict[str, Any] = {}
+    for base in target.__mro__[:-1]:
+        if "__init__" in vars(base):
+            own, more = _own_arguments(vars(base)["__init__"])
+            names = own | names
+            if not more:
+                break
+    return names
+
+
+def _own_arguments(function: Any) -> tuple[dict[str, Any], bool]:
+    """Arguments by name, with their types (Any where not said), and whether it has **kwargs."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:  # written in C
+        return {}, True
+    try:
+        types = get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    except Exception:  # a type that exists for type checkers only
+        types = {}
+    named = [p for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    more = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+    return {p.name: types.get(p.name, Any) for p in named if p.name != "self"}, more
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a value from a configuration can be meant for an argument of this type; in doubt, it does."""
+    if get_origin(annotation) in (Union, UnionType):
+        return any(_fits(value, member) for member in get_args(annotation))
+    kind = get_origin(annotation) or annotation
+    if not isinstance(kind, type) or kind is object:
+        return True
+    if isinstance(value, DictConfig):
+        return "_target_" in value or issubclass(kind, Mapping)
+    if isinstance(value, ListConfig):
+        return issubclass(kind, Collection) and kind is not str
+    if isinstance(value, bool):
+        return kind in (bool, object)
+    if isinstance(value, int):
+        return kind in (int, float, object)
+    try:
+        return isinstance(value, kind) or (kind is Path and isinstance(value, str))
+    except TypeError:  # a protocol
+        return True
+
+
+def locate(target: str) -> Any:
+    """The object with the dotted name `target`. ImportError or AttributeError if there is none."""
+    module, _, name = target.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def build(node: DictConfig | None, path: str, *args: Any, **kwargs: Any) -> Any:
+    """Build the object that `node` describes; what its class refuses becomes a ConfigError that names the key."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    if node is None:
+        return None
+    try:
+        return instantiate(node, *args, _convert_="all", **kwargs)
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        mistakes = (ValueError, TypeError, LookupError, OSError, ImportError)
+        if is_out_of_memory(cause):
+            raise ConfigError(f"{path} does not fit into memory: {str(cause).splitlines()[0]}") from error
+        if isinstance(cause, mistakes) or type(cause).__name__ == "MisconfigurationException":
+            key = _full_key(error, path)
+            about = re.match(r"(\w+)=", str(cause))  # "lr=-1 must not be negative" begins with an argument
+            failed = OmegaConf.select(node, key.removeprefix(path)[1:]) if key != path else node
+            between = "." if about and about[1] in (failed or ()) else ": "
+            raise ConfigError(f"{key}{between}{cause}") from error
+        raise
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of Python, of a GPU, or, known by its words alone, of the CPU."""
+    words = "can't allocate memory"
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or words in str(error)
+
+
+def _full_key(error: Exception, path: str) -> str:
+    inner = str(error).rpartition("full_key: ")[2].strip() if "full_key: " in str(error) else ""
+    return inner if inner.startswith(path) else f"{path}.{inner}".rstrip(".")
