@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ticks.session import leave_on_signals
+from ticks.signals import leave_on_signals
 
 if __name__ == "__main__":
     leave_on_signals()  # before the imports that take time

@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, Command, free_port, only_run, run_command
 from tests.test_shutdown import gone
-from ticks import jobs, session, train
+from ticks import jobs, session, signals, train
 from ticks.config import ConfigError
 from ticks.job import Job
 from ticks.session import Failures
@@ -172,7 +172,7 @@ def test_a_handler_of_cs_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert real(signal.SIGHUP) == before
 
 
-@pytest.mark.parametrize("module", ["ticks.__main__", "ticks.session"])
+@pytest.mark.parametrize("module", ["ticks.__main__", "ticks.signals"])
 def test_signals_can_be_taken_before_anything_else_is_imported(module: str) -> None:
     code = (
         f"import {module}, sys; print(sorted({{'hydra', 'omegaconf', 'rich', 'yaml', 'torch'}} & sys.modules.keys()))"
@@ -295,7 +295,7 @@ def test_an_impatient_second_ctrl_c_leaves_a_true_summary(tmp_path: Path, monkey
         print("ends workers", flush=True)
         time.sleep(60)
 
-    monkeypatch.setattr(train._Run, "_end_workers", slow)
+    monkeypatch.setattr(session.Session, "_end_workers", slow)
     command = Command(tmp_path, *QUIET, "trainer.max_steps=100000", "trainer.val_check_interval=100000")
     command.wait_for_step(1)
     os.kill(command.process.pid or 0, signal.SIGINT)
@@ -319,6 +319,7 @@ def test_ctrl_c_during_start_up_leaves_without_a_trace(seconds: float, tmp_path:
     assert command.stdout is not None
     assert command.stdout.readline() == "now\n"
     while not takes(command.pid, signal.SIGTERM):  # the first import is done
+        assert command.poll() is None, command.stdout.read()
         time.sleep(0.001)
     time.sleep(seconds)
     began = time.monotonic()
@@ -335,7 +336,7 @@ def test_ctrl_c_during_start_up_leaves_without_a_trace(seconds: float, tmp_path:
 def test_a_signal_leaves_though_the_process_waits_where_no_handler_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "LEAVE_SECONDS", 2.0)
+    monkeypatch.setattr(signals, "LEAVE_SECONDS", 2.0)
     sys.path.insert(0, str(tmp_path))
     with_callbacks(tmp_path)
     try:

@@ -1,6 +1,6 @@
 """The `ticks` command's door: signals first, then what takes time to import."""
 
-from ticks.session import leave_on_signals
+from ticks.signals import leave_on_signals
 
 
 def main() -> None:

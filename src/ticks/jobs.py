@@ -24,7 +24,7 @@ from rich.table import Table
 
 from ticks.config import ConfigError
 from ticks.record import summary
-from ticks.session import acting_on_signals, exit_by_signal, leave_on_signals
+from ticks.signals import acting_on_signals, exit_by_signal, leave_on_signals
 from ticks.strategy.exits import STOPS, exit_in_words
 from ticks.strategy.identity import who_am_i
 from ticks.strategy.parent import JOB, end_with_parent, ended_with_parent

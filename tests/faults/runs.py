@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tests.conftest import REPOSITORY
 from tests.faults.plan import Moment
-from ticks.session import leave_on_signals
+from ticks.signals import leave_on_signals
 
 MARK = "TICKS_FAULTS_RUN"
 SCRIPTS = {"ticks": REPOSITORY / "train.py", "lightning": Path(__file__).with_name("plain_lightning.py")}

@@ -19,7 +19,7 @@ from ticks.commands.options import absolute, run_of, split, started_in
 def main(arguments: list[str]) -> None:
     from ticks.job import resumed_job
     from ticks.record import summary
-    from ticks.train import run
+    from ticks.session import run
 
     options, overrides = split(arguments, run=None)
     run_dir = run_of(options["run"])
