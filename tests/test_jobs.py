@@ -15,6 +15,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import REPOSITORY, run_command
+from ticks import jobs, train
+from ticks.config import ConfigError
+from ticks.job import Job
 from ticks.jobs import Outcome, for_sweeper, record, run_job, show, signals_afterwards, told
 from ticks.record import summary
 
@@ -101,6 +104,43 @@ def test_a_signal_between_two_jobs_loses_no_outcome() -> None:
     with pytest.raises(SystemExit, match="143"):
         job_and_its_record()
     assert kept
+
+
+def test_a_job_that_cannot_be_started_has_failed_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = train._in_a_process
+
+    def full(job: Job, overrides: list[str]) -> jobs.Outcome:
+        if "seed=1" in overrides:
+            raise ConfigError("nothing can be written to TMPDIR")
+        return started(job, overrides)
+
+    monkeypatch.setattr(train, "_in_a_process", full)
+    code, output = run_command(tmp_path, "-m", "debug=fast", "trainer.max_steps=1", "test=false", "seed=1,2")
+    assert code == 1, output
+    assert "Traceback" not in output
+    assert "job 0 failed: nothing can be written to TMPDIR" in output
+    assert output.count("finished") == 1
+
+
+def test_ctrl_c_before_a_job_is_awake_leaves_without_a_trace(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text("program: train.py\nmethod: grid\nparameters: {seed: {values: [1, 2]}}\n")
+    (tmp_path / "train.py").write_text("import time\ntime.sleep(30)\n")
+    for seconds in (0.0, 0.03, 0.06):
+        command = subprocess.Popen(
+            [sys.executable, "-u", "-m", "ticks", "sweep", str(sweep)], cwd=tmp_path, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
+        assert command.stdout is not None
+        assert "[1/2]" in command.stdout.readline()
+        time.sleep(seconds)
+        os.kill(command.pid, signal.SIGINT)
+        output, _ = command.communicate(timeout=30)
+        assert command.returncode == 130
+        assert "ticks/strategy" not in output, output  # a program of somebody else's may have a trace of its own
 
 
 def test_what_outlived_a_job_is_none() -> None:

@@ -1,5 +1,6 @@
 """What surrounds a run: signals outside training, what workers say when they fail, workers whose parent is gone."""
 
+import ctypes
 import errno
 import os
 import re
@@ -349,6 +350,22 @@ def test_a_signal_leaves_though_the_process_waits_where_no_handler_runs(
     assert command.end(20) == 143, command.output
     gone(command, began, within=10)
     assert '"status": "stopped"' in (only_run(tmp_path) / "summary.json").read_text()
+
+
+def test_a_run_that_is_through_stays_finished_whatever_holds_its_end_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deaf(session: object) -> None:
+        print("ends workers", flush=True)
+        ctypes.CDLL(None).sleep(60)  # where no handler runs, and no signal but one that kills ends it
+
+    monkeypatch.setattr(signals, "LEAVE_SECONDS", 0.5)
+    monkeypatch.setattr(session.Session, "_end_workers", deaf)
+    command = Command(tmp_path, *QUIET, "trainer.max_steps=2")
+    command.wait_for("ends workers")
+    os.kill(command.process.pid or 0, signal.SIGTERM)
+    assert command.end(70) == 143
+    assert '"status": "finished"' in (only_run(tmp_path) / "summary.json").read_text()
 
 
 LEFT_BEHIND = [

@@ -254,6 +254,24 @@ def test_sigterm_to_one_worker_outside_training_stops_all_without_a_stack_trace(
     assert command.end(20) == 143, command.output
     gone(command, began)
     assert "Traceback" not in command.output, command.output
+    assert "stopped by SIGTERM" in command.output
+    assert '"status": "stopped"' in (only_run(tmp_path) / "summary.json").read_text()
+
+
+def test_a_stop_while_the_test_text_is_measured_names_the_checkpoint_there_is(tmp_path: Path) -> None:
+    command = Command(tmp_path, "debug=fast", "trainer.limit_test_batches=null", "data.eval_batch_size=1",
+                      "data.block_size=8", "sample_bytes=0")  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("logs/runs/*/checkpoints/final.ckpt")):
+        assert time.monotonic() < deadline, command.output
+        time.sleep(0.01)
+    time.sleep(0.5)
+    os.kill(command.process.pid or 0, signal.SIGTERM)
+    assert command.end(20) == 143, command.output
+    (run,) = (tmp_path / "logs" / "runs").iterdir()
+    final = f"logs/runs/{run.name}/checkpoints/final.ckpt"
+    assert f"checkpoint {final}; continue with: python train.py resume=logs/runs/{run.name}" in command.output
+    assert f'"checkpoint": "{final}"' in (run / "summary.json").read_text()
 
 
 def test_loader_processes_do_not_turn_a_stop_into_a_failure(tmp_path: Path) -> None:

@@ -188,8 +188,8 @@ def test_a_finished_run_can_be_made_longer(one_worker: tuple[Path, str], tmp_pat
 BAD_INPUT = {
     "strategy.clock.interval=0": ("interval=0", "at least 1"),
     "strategy.clock.interval=-1": ("interval=-1", "at least 1"),
-    "strategy.clock.interval=1.5": ("strategy.clock.interval=1.5", "int"),
-    "strategy.clock.interval=abc": ("strategy.clock.interval=abc", "int"),
+    "strategy.clock.interval=1.5": ("strategy.clock.interval=1.5 must be a whole number",),
+    "strategy.clock.interval=abc": ("strategy.clock.interval=abc must be a whole number",),
     "trainer.devices=0": ("trainer.devices=0", "at least 1"),
     "data.global_batch_size=7 trainer.devices=2": ("global_batch_size=7", "must be divisible by 2 workers"),
     "model.n_heads=3": ("n_heads=3", "must divide d_model=32"),

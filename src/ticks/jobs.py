@@ -131,9 +131,10 @@ def run_job(
         file = folder / "told.json"
         own = {name: value for name, value in os.environ.items() if name != "WANDB_RUN_ID"}
         own |= {TOLD: str(file), JOB: str(os.getpid())} | (env or {})
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS if deaf else ())
+        behind = ended_with_parent(command, deaf=deaf)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS if deaf or behind != command else ())
         try:
-            process = subprocess.Popen(ended_with_parent(command), env=own, cwd=directory, start_new_session=True)
+            process = subprocess.Popen(behind, env=own, cwd=directory, start_new_session=True)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         pass_on()  # what came while the process started
@@ -235,7 +236,7 @@ def show(outcomes: dict[int, Outcome], *, program: Path = Path("train.py")) -> N
     table.add_column("overrides", overflow="fold")
     table.add_column("status", no_wrap=True)
     table.add_column(HEADLINE, justify="right", no_wrap=True)
-    table.add_column("run", no_wrap=True)
+    table.add_column("run", overflow="fold")
     for number, job in outcomes.items():
         own = "\n".join(override for override in job.overrides if override not in shared)
         measure = "-" if job.measure is None else f"{job.measure:.4f}"

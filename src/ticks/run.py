@@ -55,6 +55,11 @@ class Run:
         """The one that started this machine's other workers, if it was built yet."""
         return getattr(getattr(getattr(self, "trainer", None), "strategy", None), "launcher", None)
 
+    def newest_checkpoint(self) -> str | None:
+        """The last one that was written."""
+        files = [(path.stat().st_mtime, str(path)) for path in (self.run_dir / "checkpoints").glob("*.ckpt")]
+        return max(files)[1] if files else None
+
     def assemble(self) -> None:
         """Build everything in this process. ConfigError before any other worker is started."""
         config = self.config

@@ -107,11 +107,21 @@ class Session:
 
     def _listen_to_workers(self) -> None:
         if (launcher := self._launcher()) is not None:
-            launcher.last_words = lambda: self.failures.tell() or launcher.killed() or self.failures.tell(broken=True)
+            launcher.last_words = self._last_words
+
+    def _last_words(self) -> None:
+        """Before everything is ended because a worker has: called from a thread, worker 0 waits somewhere."""
+        launcher = self._launcher()
+        if launcher is not None and not self.failures.tell() and not launcher.killed():
+            self.failures.tell(broken=True)
+        if launcher is not None and launcher.signum:
+            self._mark_stopped()
+            self._say(launcher.signum)
+        self._keep_summary()
 
     def _keep_summary(self) -> None:
         """As things stand, if there is one to keep."""
-        if self.run is not None and self.run.began:
+        if self.run is not None and self.run.began and self.run.status != "finished":
             with suppress(OSError):  # what could not be written may be this; the failure itself has been told
                 self.run.summarise()
 
@@ -124,13 +134,13 @@ class Session:
         """Whether stopping is the workers' affair, to be agreed between steps."""
         return self.run is not None and self.run.is_training
 
-    def _stopped(self) -> None:
-        if self.run is not None:
+    def _mark_stopped(self) -> None:
+        if self.run is not None and self.run.status != "finished":
             self.run.status = "stopped"
 
     def give_up(self, signum: int) -> None:
         """Called from a thread where a signal has ended nothing: leave things as they stand, but no process behind."""
-        self._stopped()
+        self._mark_stopped()
         self._keep_summary()
         if (launcher := self._launcher()) is not None:
             launcher.kill_all()
@@ -142,20 +152,25 @@ class Session:
     def _say_stopped(self, left: SystemExit) -> None:
         from ticks.strategy.shutdown import Stopped
 
-        self._stopped()
-        if isinstance(left, Stopped) and self.run is not None:  # in training, by all workers at one step
-            self.agreed_end = left.checkpoint is not None
-            self.run.checkpoint = relative(Path(left.checkpoint)) if left.checkpoint else None
+        self._mark_stopped()
+        where = ""
+        if isinstance(left, Stopped) and self.run is not None and self.job.mode == "fit":
+            self.agreed_end = left.checkpoint is not None  # by all workers, after the same step
+            newest = left.checkpoint or self.run.newest_checkpoint()
+            self.run.checkpoint = relative(Path(newest)) if newest else None
+            where = f" after step {left.step}" + (f", checkpoint {self.run.checkpoint}" if newest else "")
             self._keep_summary()  # before anybody reads that it is over
-        signum = next((signum for signum in STOPS if left.code == 128 + signum), None)
-        if not self.is_zero or signum is None:
+        if (signum := next((signum for signum in STOPS if left.code == 128 + signum), None)) is not None:
+            self._say(signum, where)
+
+    def _say(self, signum: int, where: str = "") -> None:
+        if not self.is_zero:
             return
-        again = f"; continue with: python train.py resume={self.run_dir}"
-        if isinstance(left, Stopped) and self.run is not None:
-            where = f" after step {left.step}, checkpoint {self.run.checkpoint}{again if left.checkpoint else ''}"
-        else:
-            where = again if self.run is not None and self.run.began else " before training began"
-        print(f"stopped by {signum.name}{where}", flush=True)
+        if self.job.mode == "fit" and self.run is not None and self.run.began:
+            where += f"; continue with: python train.py resume={self.run_dir}"
+        elif self.job.mode == "fit":
+            where += " before training began"
+        print(f"stopped by {signal.Signals(signum).name}{where}", flush=True)
 
     def _tell(self, error: Exception) -> None:
         """Leave with one line for what is no bug, or for what happened to another worker; return for a stack trace."""
@@ -222,7 +237,8 @@ class Session:
         if self.failures.tell():
             raise SystemExit(self.failures.exit_code) from RuntimeError(self.failures.last)
         if launcher.signum:
-            self._stopped()
+            self._mark_stopped()
+            self._say(launcher.signum)
             sys.exit(128 + launcher.signum)
         if not launcher.killed() and self.failures.tell(broken=True):
             raise SystemExit(self.failures.exit_code) from RuntimeError(self.failures.last)

@@ -127,16 +127,15 @@ def _hydra_job(config: DictConfig) -> float | None:
         if not many:
             _do(job)
             return None
+        with jobs.signals_afterwards():  # an outcome is kept before one ends everything
+            outcome = _in_a_process(job, list(about.overrides.task))
+            jobs.record(about.job.num, outcome)
     except ConfigError as error:
         if not many:
             die(error)
         print(f"error: {error}", file=sys.stderr, flush=True)
         outcome = jobs.Outcome(list(about.overrides.task), "failed", message=str(error), code=USER_MISTAKE)
         jobs.record(about.job.num, outcome)
-    else:
-        with jobs.signals_afterwards():  # an outcome is kept before one ends everything
-            outcome = _in_a_process(job, list(about.overrides.task))
-            jobs.record(about.job.num, outcome)
     return jobs.for_sweeper(outcome)
 
 
@@ -158,14 +157,18 @@ def _do(job: Job) -> None:
     run_dir = Path(job.run_dir)
     jobs.tell(run_dir=str(run_dir.resolve()))
 
-    def leave(signum: int, frame: Any) -> NoReturn:  # nothing has begun: what takes time is imported
+    done = False
+
+    def leave(signum: int, frame: Any) -> NoReturn:  # nothing has begun, what takes time is imported; or all is over
         discard_if_empty(run_dir)
-        print(f"stopped by {signal.Signals(signum).name} before anything was done", flush=True)
+        if not done:
+            print(f"stopped by {signal.Signals(signum).name} before anything was done", flush=True)
         os._exit(128 + signum)
 
     try:
         with acting_on_signals(leave):
             run(job)
+            done = True
     except ConfigError as error:
         die(error)
     finally:

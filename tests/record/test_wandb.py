@@ -273,3 +273,18 @@ def test_a_wandb_process_that_is_gone_ends_no_training(
     fake = SimpleNamespace(run=object(), finish=lost)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     ours.finish(0)
+
+
+def test_a_wandb_process_that_dies_while_a_run_begins_ends_no_training(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def dies(*_: Any, **__: Any) -> None:
+        raise RuntimeError("wandb-core exited with code -9")
+
+    monkeypatch.setattr("wandb.init", dies)
+    logger = ours.wandb_logger(run_dir=str(tmp_path), offline=True)
+    logger.log_hyperparams({"a": 1})
+    ours.log_config([logger], {"seed": 0}, {})
+    logger.log_metrics({"a": 2.0}, step=2)
+    assert isinstance(logger.experiment, DummyExperiment)
+    assert capsys.readouterr().out.count("nothing more is logged there (RuntimeError: wandb-core exited") == 1

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import run_command
 from ticks.config import ConfigError
 from ticks.record import summary
 from ticks.record.metrics import MetricsFile
@@ -189,6 +190,13 @@ def test_a_run_whose_record_is_damaged_is_listed_and_said_not_to_be_drawn(
     shown = capsys.readouterr().err.splitlines()
     assert ["metrics.csv cannot be read" in line for line in shown] == [True, False]
     assert shown[1].endswith(f"not drawn: {', '.join(map(str, directories[1:]))}")
+
+
+@pytest.mark.parametrize("left", [{"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, {"PMI_SIZE": "4"}])
+def test_what_needs_no_workers_asks_for_no_launcher(left: dict[str, str], tmp_path: Path) -> None:
+    code, output = run_command(tmp_path, "report", "no/run", program="ticks", env=left)
+    assert code == 2
+    assert output.startswith("error: no/run"), output
 
 
 def test_runs_are_compared_without_torch() -> None:

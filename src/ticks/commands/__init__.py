@@ -15,7 +15,7 @@ from types import ModuleType
 
 from ticks.config import ConfigError, did_you_mean
 from ticks.run_directory import check_here
-from ticks.strategy.identity import WrongLauncher, who_am_i
+from ticks.strategy.identity import WrongLauncher, check_numbers
 from ticks.terminal import forgive, lost_output
 
 HELP = ("-h", "--help")
@@ -37,7 +37,7 @@ def main() -> None:
             print(inspect.getdoc(_module(arguments[0])))
         else:
             check_here()
-            who_am_i()
+            check_numbers()
             _module(arguments[0]).main(arguments[1:])
     except (ConfigError, WrongLauncher) as error:
         print(f"error: {error}", file=sys.stderr)

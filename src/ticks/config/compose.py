@@ -47,12 +47,14 @@ def _compose_checked(overrides: Sequence[str], config_dir: Path) -> DictConfig:
             overlaid = not named.isdisjoint(OVERLAYS)
             base = compose("train", overrides=_without_overlays(parsed, choices, config_dir)) if overlaid else config
     except (HydraException, OmegaConfBaseException, ValueError) as error:
+        for override in parsed:
+            _refuse_a_value_for_a_group(override, parsed, config_dir)
         raise ConfigError(_explain(error, parsed, config_dir)) from None
     except (AttributeError, AssertionError) as error:  # OmegaConf's, for a key below a typed null
         what = str(error).splitlines()[0]
         raise ConfigError(f"cannot be set on the command line: one of {', '.join(overrides)} ({what})") from None
     for override in parsed:
-        _refuse_a_value_for_a_group(override, config_dir)
+        _refuse_a_value_for_a_group(override, parsed, config_dir)
     added = {o.key_or_group for o in parsed if o.is_add()}
     own = _without_hydra(config.copy())
     check_keys(own, own if base is config else base, added)
@@ -60,13 +62,17 @@ def _compose_checked(overrides: Sequence[str], config_dir: Path) -> DictConfig:
     return config
 
 
-def _refuse_a_value_for_a_group(override: Override, config_dir: Path) -> None:
+def _refuse_a_value_for_a_group(override: Override, parsed: Sequence[Override], config_dir: Path) -> None:
     """ConfigError for `strategy.sync=outer`: files are chosen with a slash."""
     key, value = override.key_or_group, override.value()
     options = sorted(group_options(config_dir / key.replace(".", "/"))) if "." in key else []
     if options and isinstance(value, str | int | float) and not isinstance(value, bool):
-        with in_hydra(config_dir):
-            names = OmegaConf.select(compose("train"), key)
+        groups = [str(o.input_line) for o in of_groups(parsed, config_dir) if not o.is_add() and not o.is_delete()]
+        try:
+            with in_hydra(config_dir):
+                names = OmegaConf.select(compose("train", overrides=groups), key)
+        except (HydraException, OmegaConfBaseException, ValueError):  # another mistake
+            names = None
         inner = [str(name) for name in names if not str(name).startswith("_")] if isinstance(names, DictConfig) else []
         or_one = f"; one of its values: {key}.{inner[0]}={value}" if len(inner) == 1 else ""
         raise ConfigError(

@@ -47,9 +47,10 @@ def check_values(config: DictConfig) -> None:
     for key in NEEDED:
         group, _, name = key.rpartition(".")
         if name not in ((config.get(group) or {}) if group else config):
-            near = difflib.get_close_matches(name, map(str, config.get(group) or {} if group else config), n=1)
+            given = map(str, config.get(group) or {} if group else config)
+            near = difflib.get_close_matches(name, given, n=1, cutoff=0.85)
             meant = f"; is '{group}{'.' if group else ''}{near[0]}' meant for it?" if near else ""
-            raise ConfigError(f"{key} is missing: give it a value, or null, instead of leaving it out{meant}")
+            raise ConfigError(f"{key} is missing: give it a value instead of leaving it out{meant}")
     for key, least, most in (("seed", 0, 2**32 - 1), ("sample_bytes", 0, 10**6)):
         value = config.get(key)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
@@ -68,7 +69,8 @@ def check_values(config: DictConfig) -> None:
     if config.get("resume") == "":
         raise ConfigError("resume= must be the directory of a run, auto or null")
     devices = OmegaConf.select(config, "trainer.devices", throw_on_resolution_failure=False)
-    if isinstance(devices, str) and not re.fullmatch(r"auto|-1|\d+(, ?\d+)*,?", devices):
+    text = isinstance(devices, str) and re.fullmatch(r"auto|-1|\d+(, ?\d+)*,?", devices)
+    if not (text or isinstance(devices, int | ListConfig)) or isinstance(devices, bool):
         raise ConfigError(f"trainer.devices={devices} must be a whole number, a list of GPUs, or auto")
     _refuse_no_number(config, "")
 

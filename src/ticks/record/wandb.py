@@ -35,12 +35,12 @@ class UnfailingWandbLogger(WandbLogger):
 
     @contextmanager
     def unless_lost(self) -> Iterator[None]:
-        """Once a run has begun and W&B is gone, which is said once, nothing in such a block is an error any more."""
+        """Once W&B is gone, which is said once, nothing in such a block is an error any more."""
         try:
             yield
+        except MisconfigurationException:  # a mistake, which W&B refuses before a run begins
+            raise
         except Exception as error:  # W&B's own and those of a connection
-            if self._experiment is None and not self.lost:  # it could not begin: a mistake, say
-                raise
             if not self.lost:
                 _say_lost(error)
             self.lost = True
@@ -64,11 +64,10 @@ class UnfailingWandbLogger(WandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        if self.lost:
-            return DummyExperiment()
-        if self._experiment is None:
-            self._begin()
-        return super().experiment
+        with self.unless_lost():
+            if self._experiment is None and not self.lost:
+                self._begin()
+        return DummyExperiment() if self.lost else super().experiment
 
     def _begin(self) -> None:
         """MisconfigurationException for what W&B refuses; offline for a server that cannot be used."""
@@ -86,7 +85,7 @@ class UnfailingWandbLogger(WandbLogger):
                 else:
                     self._go_offline(f"{server} has not answered for {self.timeout:g} s")
             super().experiment  # noqa: B018
-        except wandb.errors.UsageError as error:
+        except (wandb.errors.UsageError, ValueError, TypeError) as error:
             raise MisconfigurationException(f"logger.wandb: {str(error).splitlines()[0][:300]}") from None
 
     def _go_offline(self, why: str) -> None:

@@ -76,10 +76,15 @@ class Identity:
         }
 
 
+def check_numbers(environ: Mapping[str, str] | None = None) -> None:
+    """WrongLauncher if Lightning could not even be imported."""
+    for name in READ_BY_LIGHTNING:
+        _number(os.environ if environ is None else environ, name, 0)
+
+
 def who_am_i(environ: Mapping[str, str] | None = None, *, num_nodes: int = 1) -> Identity:
     """This process as the table above says. WrongLauncher if a launcher is there but says what cannot be."""
-    for name in READ_BY_LIGHTNING:
-        _number(environ if environ is not None else os.environ, name, 0)
+    check_numbers(environ)
     by_hand: Mapping[str, str]
     environ = by_hand = os.environ if environ is None else environ
     if (told := as_told(environ)) is not None:

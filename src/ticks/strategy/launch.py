@@ -113,9 +113,11 @@ class WorkerLauncher(_SubprocessScriptLauncher):
         """A worker that is told who it is; our own command is started deaf, so that no signal finds it half awake."""
         path = os.pathsep.join(entry for entry in sys.path if entry)
         env = os.environ | worker.to_environment() | {"PYTHONPATH": path}
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS if self.command is not None else ())
+        deaf = self.command is not None
+        behind = ended_with_parent(command, deaf=deaf)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS if deaf or behind != command else ())
         try:
-            self.procs.append(subprocess.Popen(ended_with_parent(command), env=env, cwd=directory))
+            self.procs.append(subprocess.Popen(behind, env=env, cwd=directory))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

@@ -13,17 +13,24 @@ import threading
 import time
 from collections.abc import Sequence
 
+from ticks.strategy.exits import STOPS
 from ticks.strategy.identity import as_told
 
 JOB = "TICKS_JOB_OF"  # the process that waits for this one, a job of a sweep or a multirun
 PR_SET_PDEATHSIG = 1  # Linux: a signal when the parent is gone; it ends a stopped process, too
 LOOK_SECONDS = 1.0
+HEARING = "--hearing"
 _watching = threading.Event()
 
 
-def ended_with_parent(command: Sequence[str]) -> list[str]:
-    """`command` behind this module: a signal that is asked for before a program is started stays asked for."""
-    return [sys.executable, "-P", "-m", __name__, *command] if sys.platform == "linux" else list(command)
+def ended_with_parent(command: Sequence[str], *, deaf: bool = True) -> list[str]:
+    """`command` behind this module: a signal that is asked for before a program is started stays asked for.
+
+    Start it with signals blocked, for this module has no use for one; unless `deaf` it unblocks them for `command`.
+    """
+    if sys.platform != "linux":
+        return list(command)
+    return [sys.executable, "-P", "-m", __name__, *([] if deaf else [HEARING]), *command]
 
 
 def end_with_parent() -> None:
@@ -83,4 +90,10 @@ def _is_gone(process: int) -> bool:
 if __name__ == "__main__":
     if (tied := _tied()) is not None:
         _ask(*tied)
-    os.execvp(sys.argv[1], sys.argv[1:])
+    command = sys.argv[1:]
+    if command[0] == HEARING:
+        del command[0]
+        if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # from here on without a trace
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    os.execvp(command[0], command)

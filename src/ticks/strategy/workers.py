@@ -437,7 +437,8 @@ class WorkerStrategy(DDPStrategy):
             raise Stopped(signum, self.step, None)
         if self._heartbeat.signum is not None and signum == signal.SIGINT:  # impatient: at once, without a checkpoint
             raise SystemExit(128 + signum)
-        self._heartbeat.signum = signum
+        if self._heartbeat.signum is None:
+            self._heartbeat.signum = signum
 
     def between_steps(self) -> None:
         if self._heartbeat is None or (signum := self._heartbeat.stop_now(self.step)) is None:
