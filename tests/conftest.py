@@ -116,10 +116,17 @@ class Command:
 
     started: ClassVar[list["Command"]] = []
 
-    def __init__(self, directory: Path, *arguments: str, program: str = "train.py", env: dict[str, str] | None = None):
+    def __init__(
+        self,
+        directory: Path,
+        *arguments: str,
+        program: str = "train.py",
+        env: dict[str, str] | None = None,
+        configs: Path = REPOSITORY / "configs",
+    ):
         self.directory = directory
         self.output_file = directory / f"output-{len(list(directory.glob('output-*')))}.txt"
-        arguments_and_env = (directory, arguments, program, env or {}, self.output_file)
+        arguments_and_env = (directory, arguments, program, env or {}, self.output_file, configs)
         self.process = mp.get_context("fork").Process(target=_command, args=arguments_and_env)
         self.process.start()
         self.started.append(self)
@@ -169,7 +176,9 @@ class Command:
         return sorted(alive)
 
 
-def _command(directory: Path, arguments: tuple[str, ...], program: str, env: dict[str, str], output: Path) -> None:
+def _command(
+    directory: Path, arguments: tuple[str, ...], program: str, env: dict[str, str], output: Path, configs: Path
+) -> None:
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and what nohup starts this
@@ -187,7 +196,7 @@ def _command(directory: Path, arguments: tuple[str, ...], program: str, env: dic
         if program == "train.py":
             from ticks.train import main
 
-            main(REPOSITORY / "configs")
+            main(configs)
         else:
             from ticks.commands import main as cli
 

@@ -287,7 +287,7 @@ def test_the_table_is_readable_at_80_columns(
 
 def test_a_failed_job_ends_nothing_but_itself(tmp_path: Path) -> None:
     code, output = run_command(
-        tmp_path, "debug=fast", "test=false", "sample_bytes=0", "callbacks=none", "trainer.max_steps=4",
+        tmp_path, "debug=fast", "test=false", "task.sample_bytes=0", "callbacks=none", "trainer.max_steps=4",
         "-m", "task.lr=1e30,1e-3", seconds=150,
     )  # fmt: skip
     assert code == 1, output

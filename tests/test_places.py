@@ -13,7 +13,8 @@ from ticks.record import summary
 from ticks.train import main as train
 
 FAST = (
-    "debug=fast", "trainer.max_steps=2", "trainer.limit_val_batches=1", "callbacks=none", "test=false", "sample_bytes=0"
+    "debug=fast", "trainer.max_steps=2", "trainer.limit_val_batches=1", "callbacks=none", "test=false",
+    "task.sample_bytes=0",
 )  # fmt: skip
 
 
@@ -92,7 +93,13 @@ def test_a_run_on_a_folder_in_a_chosen_directory_with_a_prompt_of_its_own(tmp_pa
         text = "\n\n".join(f"{i} Zwölf Boxkämpfer jagen Viktor quer über den Deich. {i}" for i in range(400))
         (tmp_path / "books" / name).write_bytes(text.encode(encoding))
     (tmp_path / "books" / "c.bin").write_bytes(b"\0")
-    arguments = ("data=text", "data.path=books", "run_dir=my/run", 'sample_prompt="Es war "', "sample_bytes=5")
+    arguments = (
+        "data=text",
+        "data.path=books",
+        "run_dir=my/run",
+        'task.sample_prompt="Es war "',
+        "task.sample_bytes=5",
+    )
     code, output = run_command(tmp_path, *FAST, *arguments)
     assert code == 0, output
     assert "data.path='books': 2 text file(s), 0.0 MB; 1 that are no text were left out: books/c.bin\n" in output
@@ -103,7 +110,8 @@ def test_a_run_on_a_folder_in_a_chosen_directory_with_a_prompt_of_its_own(tmp_pa
     code, output = run_command(tmp_path, "generate", "run=my/run", "bytes=2", program="ticks")
     assert (code, output[:7]) == (0, "Es war ")
     config = OmegaConf.load(tmp_path / "my/run/config.yaml")
-    del config["sample_prompt"]  # as a run of before this key was there
+    config.sample_bytes = config.task.pop("sample_bytes")  # as a run of before it was the task's
+    del config.task["sample_prompt"]
     OmegaConf.save(config, tmp_path / "my/run/config.yaml")
     code, output = run_command(tmp_path, "resume=my/run", "trainer.max_steps=3")
     assert code == 0, output

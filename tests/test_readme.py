@@ -12,7 +12,7 @@ from ticks.config import compose_strictly
 README = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [line.partition("  #")[0].strip() for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
-SMALL = ("debug=fast", "test=false", "sample_bytes=0", "trainer.limit_val_batches=1")
+SMALL = ("debug=fast", "test=false", "task.sample_bytes=0", "trainer.limit_val_batches=1")
 
 
 def test_the_readme_is_short_and_names_no_file_that_is_not_there() -> None:

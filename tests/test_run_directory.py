@@ -112,7 +112,9 @@ def test_a_run_directory_that_cannot_be_written_is_not_taken_for_a_busy_one(tmp_
 def test_a_run_of_before_sample_prompt_can_be_resumed_and_found(tmp_path: Path) -> None:
     config = compose_strictly([], REPOSITORY / "configs")
     mine = digest(config)
-    del config["sample_prompt"]
+    config.sample_bytes = config.task.pop("sample_bytes")
+    del config.task["sample_prompt"]
     OmegaConf.save(config, tmp_path / "config.yaml")
-    assert load_config(tmp_path).sample_prompt == "The "
-    assert digest(config) == mine == digest(compose_strictly(["sample_prompt=Das"], REPOSITORY / "configs"))
+    now = load_config(tmp_path)
+    assert now.task.sample_prompt == "The "
+    assert digest(now) == mine == digest(compose_strictly(["task.sample_prompt=Das"], REPOSITORY / "configs"))

@@ -23,7 +23,7 @@ from ticks.job import Job
 from ticks.session import Failures
 from ticks.strategy import meeting
 
-QUIET = ("debug=fast", "test=false", "sample_bytes=0", "callbacks=none", "trainer.max_steps=4",
+QUIET = ("debug=fast", "test=false", "task.sample_bytes=0", "callbacks=none", "trainer.max_steps=4",
          "trainer.limit_val_batches=1")  # fmt: skip
 
 CALLBACKS = """
@@ -168,7 +168,7 @@ def test_a_temporary_directory_that_is_full_is_one_line(monkeypatch: pytest.Monk
 def test_a_handler_of_cs_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     before, real = signal.getsignal(signal.SIGHUP), signal.getsignal
     monkeypatch.setattr(signal, "getsignal", lambda signum: None if signum == signal.SIGHUP else real(signum))
-    with session.acting_on_signals(lambda *_: None):
+    with signals.acting_on_signals(lambda *_: None):
         assert real(signal.SIGHUP) == before
     assert real(signal.SIGHUP) == before
 

@@ -21,7 +21,7 @@ from ticks.strategy.shutdown import Awake, Presence
 # rounds far longer than the test: nobody may wait for a tick; dropout: random states must be right
 LONG = ("debug=fast", "model.dropout=0.1", "strategy.clock.interval=100000", "trainer.val_check_interval=100000",
         "trainer.max_steps=100000", "callbacks.checkpoint.every_n_train_steps=50", "test=false",
-        "sample_bytes=0")  # fmt: skip
+        "task.sample_bytes=0")  # fmt: skip
 
 
 def start(directory: Path, *more: str, workers: int = 2) -> Command:
@@ -183,7 +183,7 @@ def test_a_process_that_was_stopped_itself_does_not_take_others_for_hanging(monk
 
 
 # rounds of 64 steps, stopped in the middle of one
-RESUMED = ("debug=fast", "model.dropout=0.1", "strategy.clock.interval=64", "test=false", "sample_bytes=0",
+RESUMED = ("debug=fast", "model.dropout=0.1", "strategy.clock.interval=64", "test=false", "task.sample_bytes=0",
            "trainer.limit_val_batches=1", "trainer.val_check_interval=100",
            "callbacks.checkpoint.every_n_train_steps=70", "trainer.max_steps=300")  # fmt: skip
 
@@ -228,7 +228,7 @@ def test_resuming_after_a_signal_is_bit_exact(whole: tuple[int, Path], how: int,
 
 
 def test_sigterm_during_the_last_validation_still_stops_with_a_checkpoint(tmp_path: Path) -> None:
-    command = Command(tmp_path, "debug=fast", "trainer.devices=2", "trainer.max_steps=40", "sample_bytes=0",
+    command = Command(tmp_path, "debug=fast", "trainer.devices=2", "trainer.max_steps=40", "task.sample_bytes=0",
                       "trainer.val_check_interval=40", "trainer.limit_val_batches=null", "data.eval_batch_size=1",
                       "callbacks.checkpoint.every_n_train_steps=40")  # fmt: skip
     deadline = time.monotonic() + 90
@@ -260,7 +260,7 @@ def test_sigterm_to_one_worker_outside_training_stops_all_without_a_stack_trace(
 
 def test_a_stop_while_the_test_text_is_measured_names_the_checkpoint_there_is(tmp_path: Path) -> None:
     command = Command(tmp_path, "debug=fast", "trainer.limit_test_batches=null", "data.eval_batch_size=1",
-                      "data.block_size=8", "sample_bytes=0")  # fmt: skip
+                      "data.block_size=8", "task.sample_bytes=0")  # fmt: skip
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("logs/runs/*/checkpoints/final.ckpt")):
         assert time.monotonic() < deadline, command.output

@@ -19,6 +19,7 @@ from tests.conftest import REPOSITORY, Command, only_run, run_command
 from ticks.record import summary as summary_file
 
 FAST = ("debug=fast", "trainer.log_every_n_steps=5")
+QUIET = ("test=false", "task.sample_bytes=0")
 
 
 def summary_of(run_dir: Path) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def test_a_run_leaves_its_configuration_metrics_checkpoints_and_summary(two_work
 def test_the_result_table_tells_losses_floors_traffic_and_where_things_lie(two_workers: tuple[Path, str]) -> None:
     _, output = two_workers
     for text in (
-        "validation bits per byte", "bigram model", "sent per worker", "DDP would have sent", "generated text",
+        "validation bits per byte", "bigram model", "sent per worker", "DDP would have sent", "sample",
         "checkpoint", "4 per worker and batch", "256 tokens per step", "2,048 per round of 8 steps",
     ):  # fmt: skip
         assert text in output
@@ -132,7 +133,7 @@ def test_ddp_runs_and_counts_its_traffic(tmp_path: Path) -> None:
 
 def test_a_sweep_does_what_it_says_one_clean_directory_per_job(tmp_path: Path) -> None:
     code, output = run_command(
-        tmp_path, *FAST, "-m", "trainer.devices=2,1", "test=false", "sample_bytes=0", seconds=150
+        tmp_path, *FAST, "-m", "trainer.devices=2,1", "test=false", "task.sample_bytes=0", seconds=150
     )
     assert code == 0, output
     (sweep,) = (tmp_path / "logs" / "multiruns").iterdir()
@@ -143,7 +144,7 @@ def test_a_sweep_does_what_it_says_one_clean_directory_per_job(tmp_path: Path) -
 
 
 def test_torchrun_works(tmp_path: Path) -> None:
-    arguments = [*FAST, "test=false", "sample_bytes=0"]
+    arguments = [*FAST, "test=false", "task.sample_bytes=0"]
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
          str(REPOSITORY / "train.py"), *arguments],
@@ -267,7 +268,9 @@ def wandb_records(file: Path) -> Iterator[Any]:
 
 
 def test_wandb_without_a_key_logs_offline_says_so_once_and_finishes(tmp_path: Path) -> None:
-    code, output = run_command(tmp_path, *FAST, "trainer.devices=2", "logger=wandb", "test=false", "sample_bytes=0")
+    code, output = run_command(
+        tmp_path, *FAST, "trainer.devices=2", "logger=wandb", "test=false", "task.sample_bytes=0"
+    )
     assert code == 0, output
     assert output.count("logged offline") == 1  # worker 1 says and writes nothing
     (file,) = only_run(tmp_path).glob("wandb/offline-run-*/*.wandb")
@@ -285,7 +288,7 @@ def test_wandb_without_a_key_logs_offline_says_so_once_and_finishes(tmp_path: Pa
 
 def test_callbacks_find_the_logger_on_every_worker_and_worker_0_alone_writes(tmp_path: Path) -> None:
     monitor = "+callbacks.rates._target_=lightning.pytorch.callbacks.LearningRateMonitor"  # refuses without a logger
-    run = (*FAST, "trainer.devices=2", "trainer.max_steps=4", "test=false", "sample_bytes=0")
+    run = (*FAST, "trainer.devices=2", "trainer.max_steps=4", "test=false", "task.sample_bytes=0")
     code, output = run_command(tmp_path, *run, "logger=tensorboard", monitor)
     assert code == 0, output
     files = only_run(tmp_path).glob("tensorboard/events.out.tfevents.*")
@@ -293,7 +296,7 @@ def test_callbacks_find_the_logger_on_every_worker_and_worker_0_alone_writes(tmp
 
 
 def test_tensorboard_gets_metrics_at_the_steps_of_metrics_csv(tmp_path: Path) -> None:
-    code, output = run_command(tmp_path, *FAST, "logger=tensorboard", "test=false", "sample_bytes=0")
+    code, output = run_command(tmp_path, *FAST, "logger=tensorboard", "test=false", "task.sample_bytes=0")
     assert code == 0, output
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -309,7 +312,7 @@ def test_tensorboard_gets_metrics_at_the_steps_of_metrics_csv(tmp_path: Path) ->
     [
         ("trainer.max_stepss=30", "did you mean 'max_steps'?"),
         ("seed=1", "keeps its seed"),
-        ("sample_bytes=abc", "whole number"),
+        ("task.sample_bytes=abc", "whole number"),
         ("model=rms", "chosen groups cannot"),
         ("model.d_model=64", "keeps its model"),
         ("task.lr=0.1", "keeps its task"),
@@ -328,7 +331,7 @@ def test_the_second_job_of_a_sweep_beats_and_stops_as_the_first_does(tmp_path: P
     """Heartbeats of a sweep's later jobs must find each other: worker 0 has lived through more fits than the others."""
     command = Command(
         tmp_path, "-m", *FAST, "trainer.devices=2", "trainer.max_steps=20,100000,30", "strategy.hang_seconds=2",
-        "trainer.val_check_interval=10000", "callbacks=none", "test=false", "sample_bytes=0",
+        "trainer.val_check_interval=10000", "callbacks=none", "test=false", "task.sample_bytes=0",
     )  # fmt: skip
     second = "logs/multiruns/*/1/metrics.csv"
     deadline = time.monotonic() + 90
@@ -359,7 +362,7 @@ def test_lightnings_profiler_reports(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_mixed_precision_runs_with_the_default_configuration(tmp_path: Path) -> None:
-    code, output = run_command(tmp_path, *FAST, "trainer.precision=bf16-mixed", "test=false", "sample_bytes=0")
+    code, output = run_command(tmp_path, *FAST, "trainer.precision=bf16-mixed", "test=false", "task.sample_bytes=0")
     assert code == 0, output
 
 
@@ -402,7 +405,7 @@ def test_a_model_whose_final_loss_is_not_finite_has_failed(tmp_path: Path) -> No
 
 
 def test_checkpoints_from_before_a_value_was_changed_are_still_the_runs_own(tmp_path: Path) -> None:
-    short = ("test=false", "sample_bytes=0", "trainer.max_steps=4", "trainer.val_check_interval=2")
+    short = ("test=false", "task.sample_bytes=0", "trainer.max_steps=4", "trainer.val_check_interval=2")
     code, output = run_command(tmp_path, *FAST, *short)
     assert code == 0, output
     run = only_run(tmp_path)

@@ -20,7 +20,7 @@ from ticks.run_directory import chosen_run_directory, find_unfinished, load_conf
 from ticks.strategy.identity import Identity, WrongLauncher, who_am_i
 
 KEPT = {"fit": ("data", "model", "task", "seed"), "eval": ("model",)}  # what cannot change once a run has begun
-HARMLESS = ("data.num_workers", "data.eval_batch_size")
+HARMLESS = ("data.num_workers", "data.eval_batch_size", "task.sample_bytes", "task.sample_prompt")
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,6 @@ from ticks.strategy.exits import STOPS, exit_in_words
 from ticks.strategy.identity import who_am_i
 from ticks.strategy.parent import JOB, end_with_parent, ended_with_parent
 
-HEADLINE = "val_loss"  # the key of summary.json by which jobs are compared; less is better
 TOLD = "TICKS_TOLD"  # the file in which a job's process tells what it came to
 OUTCOMES = "TICKS_OUTCOMES"  # the folder in which a multirun's jobs, in whatever process, leave their outcomes
 
@@ -41,6 +40,8 @@ class Outcome:
     overrides: list[str]
     status: str = "not started"  # finished, failed, stopped
     measure: float | None = None
+    measured: str | None = None  # the measure's name
+    better: str | None = None  # lower or higher
     message: str | None = None
     run_dir: str | None = None
     code: int = 0
@@ -146,19 +147,24 @@ def run_job(
     if asked is not None and code != 0:  # it may have been through
         outcome.code = 128 + asked
     if outcome.code - 128 in STOPS:
-        outcome.status, outcome.measure = "stopped", _measure(outcome.run_dir)
+        outcome.status = "stopped"
+        _measure(outcome)
     elif outcome.code == 0:
-        outcome.status, outcome.measure = "finished", _measure(outcome.run_dir)
+        outcome.status = "finished"
+        _measure(outcome)
     elif outcome.message is None:
         outcome.message = f"the process {exit_in_words(code)} without a word"
     return outcome
 
 
-def _measure(run_dir: str | None) -> float | None:
+def _measure(outcome: Outcome) -> None:
+    """What the job's run came to by its headline."""
     try:
-        return summary.read(Path(run_dir or "")).get(HEADLINE)
+        about = summary.read(Path(outcome.run_dir or ""))
     except (OSError, ValueError):
-        return None
+        return
+    outcome.measured, outcome.measure = summary.headline(about)
+    outcome.better = about.get("better")
 
 
 def for_sweeper(outcome: Outcome) -> float | None:
@@ -166,7 +172,10 @@ def for_sweeper(outcome: Outcome) -> float | None:
     that the sweep goes on; None if it measured nothing. SystemExit if all was asked to stop."""
     if outcome.asked is not None:
         raise SystemExit(128 + outcome.asked)
-    return outcome.measure if outcome.status == "finished" else math.inf
+    if outcome.status == "finished":
+        return outcome.measure
+    higher = any(other.better == "higher" for other in [outcome, *_outcomes().values()])
+    return -math.inf if higher else math.inf
 
 
 # ---- all of them -------------------------------------------------------------------------------------------------
@@ -179,6 +188,13 @@ def record(number: int, outcome: Outcome) -> None:
             scratch = Path(folder) / f"{number}.partial"
             scratch.write_text(json.dumps(asdict(outcome)))
             scratch.replace(scratch.with_suffix(".json"))
+
+
+def _outcomes() -> dict[int, Outcome]:
+    """What became of the multirun's jobs so far, by their numbers."""
+    folder = os.environ.get(OUTCOMES)
+    files = Path(folder).glob("*.json") if folder else ()
+    return {int(file.stem): Outcome(**json.loads(file.read_text())) for file in files}
 
 
 @contextmanager
@@ -202,10 +218,9 @@ def multirun(jobs: Sequence[Sequence[str]]) -> Iterator[None]:
         try:
             yield
         finally:
+            known = _outcomes()
             del os.environ[OUTCOMES]
-            outcomes = dict(enumerate(Outcome(list(job)) for job in jobs))
-            for file in folder.glob("*.json"):
-                outcomes[int(file.stem)] = Outcome(**json.loads(file.read_text()))
+            outcomes = dict(enumerate(Outcome(list(job)) for job in jobs)) | known
             if who_am_i().rank == 0:  # under torchrun every worker counts for itself
                 show(dict(sorted(outcomes.items())))
     if not all_finished(outcomes.values()):
@@ -235,7 +250,8 @@ def show(outcomes: dict[int, Outcome], *, program: Path = Path("train.py")) -> N
     table.add_column("job", justify="right", no_wrap=True)
     table.add_column("overrides", overflow="fold")
     table.add_column("status", no_wrap=True)
-    table.add_column(HEADLINE, justify="right", no_wrap=True)
+    names = {f"val_{job.measured}" for job in outcomes.values() if job.measured}
+    table.add_column(names.pop() if len(names) == 1 else "measure", justify="right", no_wrap=True)
     table.add_column("run", overflow="fold")
     for number, job in outcomes.items():
         own = "\n".join(override for override in job.overrides if override not in shared)

@@ -1,19 +1,26 @@
-"""The straight line of a run: assemble -> fit -> test -> summary."""
+"""The straight line of a run: assemble -> fit -> test -> summary. It knows no task and no measure by name."""
 
 import logging
 import math
 import os
+import resource
+import sys
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import seed_everything
+from lightning import LightningDataModule, LightningModule, seed_everything
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import OmegaConf
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from omegaconf import DictConfig, OmegaConf
 
-from ticks.config import ConfigError, build, check_targets
+from ticks import contract
+from ticks.config import ConfigError, build, check_targets, offered, takes
+from ticks.contract import Measure
 from ticks.job import Job, relative
 from ticks.record import summary as file
 from ticks.record.callback import Record
@@ -25,14 +32,83 @@ from ticks.strategy.checkpoint import replacing
 from ticks.strategy.identity import Identity
 from ticks.strategy.workers import WorkerStrategy
 
+QUIET = (  # messages of our libraries that say nothing a user can act on
+    ".*does not have many workers.*",
+    ".*It is recommended to use `self.log.*sync_dist=True.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*ended before the epoch ended and your dataloader is not resumable.*",
+    ".*Found .* module.* in eval mode.*",
+    ".*callbacks used to create the checkpoint need to be provided.*",  # `ticks eval` needs none of them
+    ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
+    ".*Starting from v1.9.0, `tensorboardX`.*",
+    ".*`lr_scheduler.step..` before `optimizer.step..`.*",  # sync rule `accumulate` skips steps on purpose
+)
 
-def _first(results: Any) -> dict[str, float]:
-    """The metrics of an evaluation, {} if it was switched off; `step` only told the loggers where they belong."""
-    return {name: value for name, value in results[0].items() if name != "step"} if results else {}
+
+# ---- assemble ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Parts:
+    """What is learnt, from what: all that the math of a run is made of."""
+
+    data: LightningDataModule
+    task: LightningModule
+    uses_model: bool  # else the task has one of its own
+
+    @property
+    def measures(self) -> list[Measure]:
+        """ConfigError if the task says nonsense."""
+        try:
+            return contract.measures_of(self.task)
+        except ValueError as error:
+            raise ConfigError(f"task: {error}") from None
+
+
+def parts(config: DictConfig, choices: Mapping[str, str]) -> Parts:
+    """Data, and a task with the model it is to train. ConfigError for what does not fit together."""
+    for group in ("data", "model", "task"):
+        check_targets(config[group], group)
+    data = build(config.data, "data")
+    shape, source = contract.shape_of(data), f"data={choices.get('data', '')}".rstrip("=")
+    uses_model = takes(config.task, "model")
+    made: dict[str, Any] = {}
+    if uses_model:
+        made["model"] = build(config.model, "model", **offered(config.model, "model", shape, source))
+    task = build(config.task, "task", **made, **offered(config.task, "task", shape, source))
+    for room, thing, kind in (("data", data, LightningDataModule), ("task", task, LightningModule)):
+        if not isinstance(thing, kind):
+            raise ConfigError(
+                f"{room}._target_={config[room]['_target_']}: {type(thing).__name__} is no {kind.__name__}"
+            )
+    return Parts(data, task, uses_model)
+
+
+def trainer_of(config: DictConfig, **arguments: Any) -> Trainer:
+    """Lightning's Trainer. ConfigError for numbers of workers or steps that cannot be."""
+    trainer: Any = build(config.trainer, "trainer", **arguments)
+    wish = config.trainer
+    devices = wish.devices
+    asked = int(devices) * int(wish.get("num_nodes", 1)) if isinstance(devices, int) else trainer.world_size
+    if trainer.world_size != asked:
+        raise ConfigError(
+            f"trainer.devices={devices} asks for {asked} workers, but there are {trainer.world_size}"
+            f" (WORLD_SIZE={os.environ.get('WORLD_SIZE')} in the environment)"
+        )
+    if wish.val_check_interval is not None and wish.val_check_interval <= 0:
+        raise ConfigError(f"trainer.val_check_interval={wish.val_check_interval} must be above 0 steps")
+    if (wish.get("log_every_n_steps") or 0) < 0:
+        raise ConfigError(f"trainer.log_every_n_steps={wish.log_every_n_steps} must be at least 0 steps")
+    return trainer
 
 
 class Run:
     """What a run is made of, and what is done with it."""
+
+    parts: Parts
+    strategy: WorkerStrategy
+    record: Record
+    trainer: Trainer
 
     def __init__(self, job: Job, me: Identity, worker_command: list[str]) -> None:
         self.job = job
@@ -41,7 +117,8 @@ class Run:
         self.config = OmegaConf.create(job.config)
         self.is_zero = me.rank == 0
         self.run_dir = Path(job.run_dir)
-        self.before: dict[str, float] | None = None
+        self.measures: list[Measure] = []
+        self.before: dict[str, float] = {}
         self.status = "failed"
         self.checkpoint: str | None = None  # the last one written when the run ended
         self.began = False  # whether this worker has a summary to keep
@@ -55,55 +132,55 @@ class Run:
         """The one that started this machine's other workers, if it was built yet."""
         return getattr(getattr(getattr(self, "trainer", None), "strategy", None), "launcher", None)
 
-    def newest_checkpoint(self) -> str | None:
-        """The last one that was written."""
-        files = [(path.stat().st_mtime, str(path)) for path in (self.run_dir / "checkpoints").glob("*.ckpt")]
-        return max(files)[1] if files else None
-
     def assemble(self) -> None:
         """Build everything in this process. ConfigError before any other worker is started."""
-        config = self.config
-        check_targets(config)
-        self._quiet()
+        config, fitting = self.config, self.job.mode == "fit"
+        _quieten()
         seed_everything(int(config.seed), workers=True, verbose=False)
-        self.data = build(config.data, "data")
-        self.model = build(config.model, "model", vocab_size=self.data.vocab_size)
-        self.task = build(config.task, "task", model=self.model)
-        fitting = self.job.mode == "fit"
-        self.strategy = build(config.strategy, "strategy", **self._for_workers())
-        tokens_per_step = self.data.global_batch_size * self.data.block_size
+        self.parts = parts(config, self.job.choices)
+        data, task = self.parts.data, self.parts.task
+        self.measures = self.parts.measures
+        if config.trainer.get("use_distributed_sampler", False) is None:
+            config.trainer.use_distributed_sampler = not contract.knows_workers(data)
+        check_targets(config)
+        self.strategy = build(
+            config.strategy, "strategy", worker_command=self.worker_command, fingerprint=self.job.config_digest
+        )
         self.record = Record(
             self.run_dir,
-            tokens_per_step=tokens_per_step,
+            tokens_per_step=contract.tokens_per_step(data),
             every_n_steps=config.trainer.get("log_every_n_steps") or 50,
         )
-        callbacks = [build(node, f"callbacks.{name}") for name, node in (config.get("callbacks") or {}).items() if node]
-        rank_zero_only.rank = self.me.rank  # type: ignore[attr-defined]  # loggers write where it is 0
-        loggers = [build(node, f"logger.{name}") for name, node in (config.get("logger") or {}).items() if node]
         self._choose_accelerator()
-        self.trainer: Trainer = build(
-            config.trainer,
-            "trainer",
+        self.trainer = trainer_of(
+            config,
             strategy=self.strategy,
-            callbacks=[*callbacks, self.record, ProgressLine()] if fitting else [ProgressLine()],
-            logger=loggers if fitting else False,
+            callbacks=[*self._built("callbacks"), self.record, ProgressLine()] if fitting else [ProgressLine()],
+            logger=self._loggers() if fitting else False,
             default_root_dir=str(self.run_dir),
             enable_checkpointing=fitting,
         )
         assert isinstance(self.trainer.strategy, WorkerStrategy)
         self._check_sizes()
         try:
-            self.strategy.check(self.task)
+            self.strategy.check(task)
             if fitting:
-                self.strategy.check_training(self.trainer, self.task)
+                self.strategy.check_training(self.trainer, task)
         except Refused as error:
             raise ConfigError(str(error)) from None
         try:
-            self.strategy._refuse_what_talks(self.trainer)
+            self.strategy.refuse_what_talks(self.trainer)
         except Refused as error:
             raise ConfigError(f"trainer: {error}") from None
         if self.me.local_rank == 0:
             self._prepare_data()
+
+    def _built(self, group: str) -> list[Any]:
+        return [build(node, f"{group}.{name}") for name, node in (self.config.get(group) or {}).items() if node]
+
+    def _loggers(self) -> list[Any]:
+        rank_zero_only.rank = self.me.rank  # type: ignore[attr-defined]  # loggers write where it is 0
+        return self._built("logger")
 
     def _choose_accelerator(self) -> None:
         """auto: GPUs if there is one for every worker, else the CPU. ConfigError for fewer than one worker."""
@@ -118,67 +195,34 @@ class Run:
         if gpus and not enough and self.is_zero:
             print(f"{wish.devices} workers but {gpus} GPU(s): using the CPU (trainer.devices={gpus} would use them)")
 
-    def _for_workers(self) -> dict[str, Any]:
-        return {"worker_command": self.worker_command, "fingerprint": self.job.config_digest}
-
-    def _quiet(self) -> None:
-        """Messages of our libraries that say nothing a user can act on."""
-        for name in ("lightning.pytorch", "lightning.fabric"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # their reports
-        for message in (
-            ".*does not have many workers.*",
-            ".*It is recommended to use `self.log.*sync_dist=True.*",
-            ".*Checkpoint directory .* exists and is not empty.*",
-            ".*ended before the epoch ended and your dataloader is not resumable.*",
-            ".*Found .* module.* in eval mode.*",
-            ".*callbacks used to create the checkpoint need to be provided.*",  # `ticks eval` needs none of them
-            ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
-            ".*Starting from v1.9.0, `tensorboardX`.*",
-            ".*`lr_scheduler.step..` before `optimizer.step..`.*",  # sync rule `accumulate` skips steps on purpose
-        ):
-            warnings.filterwarnings("ignore", message)
-
     def _check_sizes(self) -> None:
         trainer: Any = self.trainer
-        config = self.config.trainer
-        devices = config.devices
-        asked = int(devices) * int(config.get("num_nodes", 1)) if isinstance(devices, int) else trainer.world_size
-        if trainer.world_size != asked:
-            raise ConfigError(
-                f"trainer.devices={devices} asks for {asked} workers, but there are {trainer.world_size}"
-                f" (WORLD_SIZE={os.environ.get('WORLD_SIZE')} in the environment)"
-            )
-        if config.val_check_interval is not None and config.val_check_interval <= 0:
-            raise ConfigError(f"trainer.val_check_interval={config.val_check_interval} must be above 0 steps")
-        if (config.get("log_every_n_steps") or 0) < 0:
-            raise ConfigError(f"trainer.log_every_n_steps={config.log_every_n_steps} must be at least 0 steps")
+        self.worker_batch_size = None
+        if not contract.knows_workers(self.parts.data):
+            return
         if (trainer.limit_train_batches != 1.0 or trainer.overfit_batches) and not trainer.fast_dev_run:
             raise ConfigError("trainer.limit_train_batches, overfit_batches: training has no epochs; use max_steps")
+        data: Any = self.parts.data
         try:
-            self.worker_batch_size = self.data.worker_batch_size(trainer.world_size, trainer.accumulate_grad_batches)
+            self.worker_batch_size = data.worker_batch_size(trainer.world_size, trainer.accumulate_grad_batches)
         except ValueError as error:
             raise ConfigError(f"data.{error}") from None
 
     def _prepare_data(self) -> None:
         try:
-            self.data.prepare_data()
+            self.parts.data.prepare_data()
         except (ValueError, OSError, ImportError) as error:
             raise ConfigError(f"data: {error}") from error
 
+    # ---- fit
+
     def fit(self) -> dict[str, Any] | None:
-        """Train, then measure the agreed model on all of the validation and test text."""
-        trainer, task, data = self.trainer, self.task, self.data
+        """Train, then measure the agreed model on all of the validation and test data."""
+        trainer, task, data = self.trainer, self.parts.task, self.parts.data
         if self.is_zero:
-            self.save_config()
-            self.began = True
-            self.status = "running"
-            self.summarise()
-            self.status = "failed"
-            self._announce()
-            log_config(trainer.loggers, self.job.config | {"choices": self.job.choices}, self.job.coordinates)
+            self._begin()
         if self.job.checkpoint is None:
-            self.before = _first(trainer.validate(task, datamodule=data, verbose=False))
+            self.before = self._measure("val")
         trainer.fit(task, datamodule=data, ckpt_path=self.job.checkpoint)
         final = self.run_dir / "checkpoints" / "final.ckpt"
         trainer.save_checkpoint(self.strategy.broadcast(str(final)))
@@ -186,33 +230,63 @@ class Run:
             self.strategy.remove_checkpoint(stopped)
         last = self.record.last_val
         if last is None or last[0] != trainer.global_step:
-            trainer.validate(task, datamodule=data, verbose=False)
+            self._measure("val")
         self._refuse_a_lost_model()
-        tests = _first(trainer.test(task, datamodule=data, verbose=False)) if self.config.test else {}
-        sample = self._sample()
+        tests = self._measure("test") if self.config.test else {}
         if not self.is_zero:
             return None
+        shown = getattr(task, "show", lambda data: None)(data)
         self.status = "finished"
         self.checkpoint = relative(final)
-        summary = self.summarise(tests=dict(tests))
-        ledger = self.strategy.ledger
+        summary = self.summarise(tests)
         show_result(
             summary,
+            measures=self.measures or contract.measures_of(task, self._last_val()),
             before=self.before or self._first_validation(),
-            floors=self.data.corpus.floors,
-            ddp_bytes=ledger.ddp_bytes,
-            measuring_bytes=ledger.measuring_bytes,
+            baselines=contract.baselines_of(data),
+            ddp_bytes=self.strategy.ledger.ddp_bytes,
+            measuring_bytes=self.strategy.ledger.measuring_bytes,
             rows=self.record.file.rows(),
-            sample=sample,
+            shown=shown,
         )
         return summary
+
+    def _begin(self) -> None:
+        """What there is of a run before its first step."""
+        self.save_config()
+        self.began = True
+        self.status = "running"
+        self.summarise()
+        self.status = "failed"
+        self._announce()
+        config = self.job.config | {"choices": self.job.choices}
+        log_config(self.trainer.loggers, config, self.job.coordinates)
+
+    def _measure(self, split: str, checkpoint: str | None = None) -> dict[str, float]:
+        """The measures of a split by name; {} where there is nothing to measure, or it was switched off."""
+        data, task = self.parts.data, self.parts.task
+        hook = {"val": "validation_step", "test": "test_step"}[split]
+        if not is_overridden(hook, task, LightningModule):
+            return {}
+        if not is_overridden(f"{split}_dataloader", data, LightningDataModule):
+            return {}
+        do = self.trainer.validate if split == "val" else self.trainer.test
+        results = do(task, datamodule=data, ckpt_path=checkpoint, verbose=False)
+        return {} if not results else contract.evaluated(results[0], split)
 
     def _refuse_a_lost_model(self) -> None:
         """NonFiniteLoss, on every worker, if what was trained cannot be measured: a tick sees parameters only."""
         step, metrics = self.record.last_val or (0, {})
-        for name, value in metrics.items():
-            if not math.isfinite(value):
-                raise NonFiniteLoss(f"{name} is {value} after step {step}: lower the learning rate or clip gradients")
+        for name in dict.fromkeys([*(f"val/{m.name}" for m in self.measures), "val/loss"]):
+            if not math.isfinite(metrics.get(name, 0.0)):
+                raise NonFiniteLoss(
+                    f"{name} is {metrics[name]} after step {step}: lower the learning rate or clip gradients"
+                )
+
+    def newest_checkpoint(self) -> str | None:
+        """The last one that was written."""
+        files = [(path.stat().st_mtime, str(path)) for path in (self.run_dir / "checkpoints").glob("*.ckpt")]
+        return max(files)[1] if files else None
 
     def save_config(self) -> None:
         """config.yaml: all that `resume` and `ticks eval` need."""
@@ -223,42 +297,61 @@ class Run:
             OmegaConf.save(OmegaConf.create(self.job.config | extra), scratch)
 
     def _announce(self) -> None:
-        data, trainer, strategy = self.data, self.trainer, self.strategy
-        tokens = data.global_batch_size * data.block_size
-        interval = self._fixed_interval()
-        a_round = f", {tokens * interval:,} per round of {interval} steps" if interval else ""
-        parameters = sum(p.numel() for p in self.task.parameters())
-        print(f"run directory {self.run_dir}")
-        print(
-            f"{parameters:,} parameters; {trainer.world_size} worker(s) on {strategy.root_device.type};"
-            f" {data.global_batch_size} sequences of {data.block_size} bytes per step, {self.worker_batch_size} per"
-            f" worker and batch: {tokens:,} tokens per step{a_round}",
-            flush=True,
-        )
-        for note in data.notes():
+        data: Any = self.parts.data
+        trainer, strategy = self.trainer, self.strategy
+        parameters = sum(p.numel() for p in self.parts.task.parameters())
+        line = f"{parameters:,} parameters; {trainer.world_size} worker(s) on {strategy.root_device.type}"
+        if self.worker_batch_size is not None:
+            line += f"; {data.step_label()} per step, {self.worker_batch_size} per worker and batch"
+        tokens, interval = contract.tokens_per_step(data), self._fixed_interval()
+        if tokens:
+            a_round = f", {tokens * interval:,} per round of {interval} steps" if interval else ""
+            line += f": {tokens:,} tokens per step{a_round}"
+        print(f"run directory {self.run_dir}\n{line}", flush=True)
+        for note in data.notes() if hasattr(data, "notes") else ():
             print(f"data.{note}", flush=True)
+        for note in self._what_is_lost():
+            print(f"note: {note}", flush=True)
         if interval and trainer.world_size > 1 and interval > (steps := trainer.max_steps) > 0:
             print(f"the interval of {interval} steps is longer than the run of {steps}: workers meet only at its end")
 
-    def _sample(self) -> str | None:
-        if not self.is_zero or not self.config.sample_bytes or not hasattr(self.model, "generate"):
-            return None
-        prompt = self.data.encode(self.config.sample_prompt or "\n")
-        tokens = self.task.generate(prompt, int(self.config.sample_bytes))
-        return self.data.decode(tokens)
+    def _what_is_lost(self) -> list[str]:
+        """What is not promised here, in a line each."""
+        notes = []
+        if not contract.knows_workers(self.parts.data):
+            notes.append(
+                f"{type(self.parts.data).__name__} does not say which worker takes what (ticks.data.MapData does): a"
+                " run resumed within an epoch may see samples twice or never, several workers may measure some twice"
+            )
+        if not self.parts.uses_model:
+            name = type(self.parts.task).__name__
+            notes.append(f"{name} takes no model: model={self.job.choices.get('model')} is not used")
+        return notes
 
-    def _first_validation(self) -> dict[str, float] | None:
+    def _last_val(self) -> dict[str, float]:
+        """The last measures on the validation data, by name."""
+        return contract.evaluated((self.record.last_val or (0, {}))[1], "val")
+
+    def _first_validation(self) -> dict[str, float]:
         """A resumed run's validation before its first step, from its record."""
         for row in self.record.file.rows():
-            if row["step"] == "0" and row.get("val/loss"):
-                return {key: float(value) for key, value in row.items() if key.startswith("val/") and value}
-        return None
+            said = {key: value for key, value in row.items() if value}
+            if row["step"] == "0" and (found := contract.evaluated(_numbers(said), "val")):
+                return found
+        return {}
 
-    def summarise(self, *, tests: dict[str, float] | None = None) -> dict[str, Any]:
+    # ---- summary
+
+    def summarise(self, tests: Mapping[str, float] | None = None) -> dict[str, Any]:
         """Write summary.json as things stand."""
         trainer, strategy, choices = self.trainer, self.strategy, self.job.choices
-        ledger, (_, val) = strategy.ledger, self.record.last_val or (0, {})
+        ledger, val, tokens = strategy.ledger, self._last_val(), contract.tokens_per_step(self.parts.data)
         seconds, steps = self.record.seconds(), strategy.step
+        measures = self.measures or contract.measures_of(self.parts.task, val)
+        known: dict[str, float | None] = {f"{split}_{m.name}": None for split in ("val", "test") for m in measures}
+        known |= {f"val_{name}": value for name, value in val.items()}
+        known |= {f"test_{name}": value for name, value in (tests or {}).items()}
+        uses_model = self.parts.uses_model
         return file.write(
             self.run_dir,
             {
@@ -268,34 +361,35 @@ class Run:
                 "clock": self._clock_label(),
                 "sync": choices.get("strategy/sync"),
                 "wire": choices.get("strategy/wire"),
-                "norm": choices.get("model/norm"),
-                "adapter": choices.get("model/adapter"),
+                "norm": choices.get("model/norm") if uses_model else None,
+                "adapter": choices.get("model/adapter") if uses_model else None,
                 "seed": self.config.seed,
                 "world_size": trainer.world_size,
-                "n_params": sum(p.numel() for p in self.task.parameters()),
-                "n_trainable": sum(p.numel() for p in self.task.parameters() if p.requires_grad),
+                "n_params": sum(p.numel() for p in self.parts.task.parameters()),
+                "n_trainable": sum(p.numel() for p in self.parts.task.parameters() if p.requires_grad),
                 "steps": steps,
                 "ticks": ledger.ticks,
-                "tokens": steps * self.record.tokens_per_step,
-                "val_loss": val.get("val/loss"),
-                "val_bits_per_byte": val.get("val/bits_per_byte"),
+                "tokens": None if tokens is None else steps * tokens,
+                "measure": measures[0].name if measures else None,
+                "better": measures[0].better if measures else None,
                 "bytes_sent_per_worker": ledger.bytes_sent,
                 "messages": ledger.messages,
                 "sync_seconds": None if choices.get("strategy") == "ddp" else round(ledger.seconds, 3),
                 "train_seconds": round(seconds, 3),
                 "steps_per_second": round(steps / seconds, 4) if seconds > 0 else None,
+                "peak_memory": self._peak_memory(),
                 "device": self._device(),
                 "run_dir": str(self.run_dir),
                 "checkpoint": self.checkpoint,
                 "config_digest": self.job.config_digest,
                 "versions": file.versions(),
             }
-            | {key.replace("/", "_"): value for key, value in (tests or {}).items()},
+            | known,
         )
 
     def _fixed_interval(self) -> int | None:
         """The interval, where it is the same from the first step to the last."""
-        strategy = self.strategy
+        strategy: Any = self.strategy
         fixed = isinstance(strategy, TickStrategy) and isinstance(strategy.clock, EverySteps) and not strategy.ddp_steps
         return strategy.clock.interval if fixed else None
 
@@ -310,11 +404,38 @@ class Run:
         device = self.strategy.root_device
         return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
+    def _peak_memory(self) -> int:
+        """Bytes that worker 0 has had at most: of its GPU, or of the machine."""
+        device = self.strategy.root_device
+        if device.type == "cuda":
+            return torch.cuda.max_memory_allocated(device)
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+    # ---- evaluate
+
     def evaluate(self) -> dict[str, Any] | None:
-        """The validation and test metrics of the run's newest checkpoint."""
-        checkpoint = self.job.checkpoint
-        trainer, task, data = self.trainer, self.task, self.data
-        metrics = _first(trainer.validate(task, datamodule=data, ckpt_path=checkpoint, verbose=False))
+        """The validation and test measures of the run's newest checkpoint."""
+        measured = {f"val_{name}": value for name, value in self._measure("val", self.job.checkpoint).items()}
         if self.config.test:
-            metrics |= _first(trainer.test(task, datamodule=data, ckpt_path=checkpoint, verbose=False))
-        return {key.replace("/", "_"): value for key, value in metrics.items()} | {"checkpoint": checkpoint}
+            measured |= {f"test_{name}": value for name, value in self._measure("test", self.job.checkpoint).items()}
+        return measured | {"checkpoint": self.job.checkpoint}
+
+
+def _numbers(row: Mapping[str, str]) -> dict[str, float]:
+    """What of a row can be read as numbers."""
+    found = {}
+    for key, text in row.items():
+        try:
+            found[key] = float(text)
+        except ValueError:
+            continue
+    return found
+
+
+def _quieten() -> None:
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # their reports
+    for message in QUIET:
+        warnings.filterwarnings("ignore", message)

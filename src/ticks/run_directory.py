@@ -16,7 +16,6 @@ from ticks.config import ConfigError, digest
 from ticks.record import summary
 
 RUNS, MULTIRUNS = Path("logs/runs"), Path("logs/multiruns")
-ADDED = {"sample_prompt": "The "}  # keys that older runs lack, and what they did
 
 
 def new_run_directory(name: str) -> Path:
@@ -99,8 +98,14 @@ def load_config(run_dir: Path) -> DictConfig:
         raise ConfigError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(config, DictConfig) or not config:
         raise ConfigError(f"{file} holds no configuration")
-    for key, value in ADDED.items():
-        config.setdefault(key, value)
+    return modernised(config)
+
+
+def modernised(config: DictConfig) -> DictConfig:
+    """The configuration of a run that began with an earlier version, as it is said now."""
+    if "sample_bytes" in config:  # once at the top, though they are the task's
+        prompt = config.pop("sample_prompt", "The ")
+        config.task.update({"sample_bytes": config.pop("sample_bytes"), "sample_prompt": prompt})
     return config
 
 

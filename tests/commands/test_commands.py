@@ -162,7 +162,7 @@ def test_a_run_is_used_from_another_directory_with_the_paths_it_was_started_with
     for place in (home, elsewhere / "other"):
         place.mkdir(exist_ok=True)
         (place / "book.txt").write_text("".join(f"Sentence {i} of a {place.name}.\n\n" for i in range(2000)))
-    small = ("debug=fast", "test=false", "sample_bytes=0", "trainer.max_steps=4")
+    small = ("debug=fast", "test=false", "task.sample_bytes=0", "trainer.max_steps=4")
     assert run_command(home, *small, "data=text", "data.path=book.txt")[0] == 0
     run = f"run=../home/{only_run(home).relative_to(home)}"
     code, output = run_command(elsewhere, "eval", run, program="ticks")

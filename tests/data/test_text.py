@@ -269,7 +269,8 @@ def test_a_run_is_not_resumed_with_another_text(tmp_path: Path) -> None:
     content = "".join(f"Sentence {i} of a book.\n\n" for i in range(3000))
     text.write_text(content)
     code, output = run_command(tmp_path, "debug=fast", "data=text", "data.path=book.txt", "test=false",
-                               "sample_bytes=0", "trainer.max_steps=4", "trainer.val_check_interval=2")  # fmt: skip
+                               "task.sample_bytes=0",
+                               "trainer.max_steps=4", "trainer.val_check_interval=2")  # fmt: skip
     assert code == 0, output
     run = f"resume={only_run(tmp_path).relative_to(tmp_path)}"
     text.write_text(content[:-3000])

@@ -90,7 +90,7 @@ class Kept:
                 directory.mkdir()
                 lengths = {}
                 for start in ("forked", "real"):
-                    short = [*self.arguments("ticks", 1), "trainer.max_steps=2", "test=false", "sample_bytes=0"]
+                    short = [*self.arguments("ticks", 1), "trainer.max_steps=2", "test=false", "task.sample_bytes=0"]
                     with Run(directory / start, short, env=self.env, start=start) as run:
                         run.wait(120, gone=False)
                     lengths[start] = run.seconds

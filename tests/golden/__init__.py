@@ -17,7 +17,15 @@ from tests.conftest import REPOSITORY, Command, free_port, only_run
 from ticks.record.metrics import MetricsFile
 
 FILE = Path(__file__).with_name("losses.json")
-FAST = ("debug=fast", "model.n_layers=4", "test=false", "sample_bytes=0", "callbacks=none", "logger=csv", "data.seed=0")
+FAST = (
+    "debug=fast",
+    "model.n_layers=4",
+    "test=false",
+    "task.sample_bytes=0",
+    "callbacks=none",
+    "logger=csv",
+    "data.seed=0",
+)
 LOSSES = ("train/loss", "val/loss")
 TOLERANCE = 2e-3  # relative, on another processor or another torch: their last digits differ, and codes with them
 

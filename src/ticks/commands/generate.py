@@ -13,6 +13,7 @@ Example: ticks generate run=logs/runs/2026-01-31_12-00-00_ticks prompt="Mr "
 """
 
 from contextlib import chdir
+from typing import Any
 
 from ticks.commands.options import number, run_of, split, started_in
 from ticks.config import ConfigError, did_you_mean
@@ -28,17 +29,20 @@ def main(arguments: list[str]) -> None:
     import torch
     from omegaconf import OmegaConf
 
-    from ticks.config import build
     from ticks.job import resumed_job
+    from ticks.run import parts
 
     run_dir = run_of(options["run"])
     place, run_dir = started_in(run_dir), run_dir.resolve()
     with chdir(place):
         job = resumed_job(run_dir, [], mode="eval")
         config = OmegaConf.create(job.config)
-        data = build(config.data, "data")
-        task = build(config.task, "task", model=build(config.model, "model", vocab_size=data.vocab_size))
+        made = parts(config, job.choices)
+        data: Any = made.data
+        task: Any = made.task
+        if not hasattr(task, "generate") or not hasattr(data, "encode"):
+            raise ConfigError(f"run={options['run']}: {type(task).__name__} on {type(data).__name__} writes no text")
         checkpoint = torch.load(str(job.checkpoint), map_location="cpu", weights_only=True)
     task.load_state_dict(checkpoint["state_dict"])
-    prompt = data.encode((config.sample_prompt if options["prompt"] is None else options["prompt"]) or "\n")
+    prompt = data.encode((task.sample_prompt if options["prompt"] is None else options["prompt"]) or "\n")
     print(data.decode(task.generate(prompt, n, temperature=temperature, seed=seed)))

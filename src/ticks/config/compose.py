@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ticks.config.hydra import in_hydra, jobs_of_a_grid
-from ticks.config.keys import REQUIRED, check_keys, check_values
+from ticks.config.keys import MOVED, REQUIRED, check_keys, check_values
 from ticks.config.messages import ConfigError, did_you_mean
 from ticks.config.overrides import group_options, of_groups, parse, parse_one
 
@@ -176,7 +176,8 @@ def _explain(error: Exception, parsed: Sequence[Override], config_dir: Path) -> 
                 return f"{override.input_line} chooses nothing: {chosen} has no {part}"
             if override.is_delete() and override.value() is None:
                 return f"{override.input_line}: there is no such key, or it is null already"
-            return f"unknown key '{key}' (value {override.value()!r}){_valid_siblings(key, parsed, config_dir)}"
+            hint = f": it is {MOVED[key]} now" if key in MOVED else _valid_siblings(key, parsed, config_dir)
+            return f"unknown key '{key}' (value {override.value()!r}){hint}"
     return first
 
 

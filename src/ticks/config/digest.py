@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ticks.config.messages import ConfigError
 
 # where a run lies, how it is called and what is shown of it does not make it another experiment
-NOT_DIGESTED = ("run_dir", "resume", "name", "sample_prompt")
+NOT_DIGESTED = ("run_dir", "resume", "name", "task.sample_prompt")
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -24,7 +24,12 @@ def plain(config: DictConfig) -> dict[str, Any]:
 def digest(config: DictConfig) -> str:
     """Twelve hexadecimal digits that two configurations share if they describe the same experiment."""
     neutral = config.copy()
+    OmegaConf.set_struct(neutral, False)
     for key in NOT_DIGESTED:  # what is derived from them (a checkpoint's path, a logger's name) must not count either
-        OmegaConf.update(neutral, key, None, force_add=True)
+        group, _, name = key.rpartition(".")
+        if group:
+            (neutral.get(group) or {}).pop(name, None)
+        else:
+            OmegaConf.update(neutral, key, None, force_add=True)
     content = {key: value for key, value in plain(neutral).items() if key not in NOT_DIGESTED}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

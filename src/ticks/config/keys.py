@@ -8,15 +8,16 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ticks.config.messages import ConfigError, did_you_mean, quoted
+from ticks.config.messages import ConfigError, did_you_mean
 
-NEEDED = ("name", "seed", "resume", "test", "sample_bytes", "run_dir", "trainer.accelerator", "trainer.devices",
+NEEDED = ("name", "seed", "resume", "test", "run_dir", "trainer.accelerator", "trainer.devices",
           "trainer.max_steps",
           "trainer.val_check_interval")  # fmt: skip
 TOP_LEVEL = {
-    "name", "seed", "resume", "test", "sample_bytes", "sample_prompt", "run_dir", "data", "model", "task", "strategy",
+    "name", "seed", "resume", "test", "run_dir", "data", "model", "task", "strategy",
     "trainer", "callbacks", "logger",
 }  # fmt: skip
+MOVED = {"sample_bytes": "task.sample_bytes", "sample_prompt": "task.sample_prompt"}  # by what they were once called
 REQUIRED = ("data", "model", "task", "strategy", "trainer")  # each is built from its _target_
 
 
@@ -24,7 +25,8 @@ def check_keys(config: DictConfig, base: DictConfig, added: Iterable[str] = ()) 
     """ConfigError unless every key of `config` is in `base` or in `added` (dotted, given with + on purpose)."""
     for key in config:
         if key not in TOP_LEVEL:
-            raise ConfigError(f"unknown key '{key!s}'{did_you_mean(str(key), TOP_LEVEL)}")
+            hint = f": it is {MOVED[key]} now" if key in MOVED else did_you_mean(str(key), TOP_LEVEL)
+            raise ConfigError(f"unknown key '{key!s}'{hint}")
     _check_below(config, base, "", set(added))
     for group in REQUIRED:
         if "_target_" not in (config.get(group) or ()):
@@ -51,12 +53,9 @@ def check_values(config: DictConfig) -> None:
             near = difflib.get_close_matches(name, given, n=1, cutoff=0.85)
             meant = f"; is '{group}{'.' if group else ''}{near[0]}' meant for it?" if near else ""
             raise ConfigError(f"{key} is missing: give it a value instead of leaving it out{meant}")
-    for key, least, most in (("seed", 0, 2**32 - 1), ("sample_bytes", 0, 10**6)):
-        value = config.get(key)
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise ConfigError(f"{key}={value} must be a whole number from {least} to {most}")
-    if not isinstance(prompt := config.get("sample_prompt"), str):
-        raise ConfigError(f"sample_prompt={prompt} must be a text: {quoted(f'sample_prompt={prompt}')}")
+    seed = config.get("seed")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ConfigError(f"seed={seed} must be a whole number from 0 to {2**32 - 1}")
     if not isinstance(config.get("test"), bool):
         raise ConfigError(f"test={config.get('test')} must be true or false")
     if not re.fullmatch(r"[\w.+=,-]+", name := str(config.get("name") or "")):

@@ -12,6 +12,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ticks.config.messages import ConfigError, did_you_mean, quoted
 
+PARTS = ("model", "optimizer", "schedule")  # of a task, which are built for it
+
 
 def check_targets(node: Any, path: str = "") -> None:
     """ConfigError if a `_target_` below `node` does not exist or does not take the arguments it is given."""
@@ -98,7 +100,7 @@ def _fits(value: Any, annotation: Any) -> bool:
     if get_origin(annotation) in (Union, UnionType):
         return any(_fits(value, member) for member in get_args(annotation))
     kind = get_origin(annotation) or annotation
-    if not isinstance(kind, type) or kind is object:
+    if kind in (Any, object) or not isinstance(kind, type):  # Any is a class from Python 3.11 on
         return True
     if isinstance(value, DictConfig):
         return "_target_" in value or issubclass(kind, Mapping)
@@ -118,6 +120,35 @@ def locate(target: str) -> Any:
     """The object with the dotted name `target`. ImportError or AttributeError if there is none."""
     module, _, name = target.rpartition(".")
     return getattr(importlib.import_module(module), name)
+
+
+def takes(node: DictConfig, argument: str) -> bool:
+    """Whether the class of `node` has an argument of this name."""
+    return argument in (_arguments(locate(node["_target_"])) or ())
+
+
+def offered(node: DictConfig, path: str, offers: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """What of `offers` the class of `node` takes and has not got. ConfigError if it needs what nobody gives."""
+    given = {name: value for name, value in offers.items() if takes(node, name) and name not in node}
+    needed = [name for name in _required(locate(node["_target_"])) if name not in node and name not in given]
+    needed = [name for name in needed if name not in PARTS]
+    if needed and not node.get("_partial_"):
+        has = ", ".join(offers) or "nothing"
+        name = str(node["_target_"]).rpartition(".")[2]
+        raise ConfigError(
+            f"{path}: {name} needs {', '.join(needed)}, which {source} does not give (it gives: {has}): set"
+            f" {path}.{needed[0]}, or choose another {path}"
+        )
+    return given
+
+
+def _required(target: Any) -> list[str]:
+    """Arguments without a default."""
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except ValueError:  # written in C
+        return []
+    return [p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
 
 
 def build(node: DictConfig | None, path: str, *args: Any, **kwargs: Any) -> Any:

@@ -33,8 +33,6 @@ class ByteData(LightningDataModule):
     is derived, and ValueError says which numbers would divide. `block_size` is T. `seed` chooses the order.
     """
 
-    vocab_size = 256
-
     def __init__(
         self,
         *,
@@ -62,6 +60,22 @@ class ByteData(LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.corpus: Corpus | None = None
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        return {"vocab_size": 256, "block_size": self.block_size}
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.global_batch_size * self.block_size
+
+    def step_label(self) -> str:
+        return f"{self.global_batch_size} sequences of {self.block_size} bytes"
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """What add-one n-gram models reach."""
+        floors = self.corpus.floors if self.corpus is not None else {}
+        return {"bits_per_byte": {f"{name} model": bits for name, bits in floors.items()}}
 
     @abstractmethod
     def load(self) -> Corpus:

@@ -1,5 +1,6 @@
 """The callback that fills metrics.csv while a run trains, and gives other loggers the same at the same steps."""
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,18 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from ticks.contract import evaluated
 from ticks.record.metrics import MetricsFile
 
 
 def step_loss(trainer: Trainer, outputs: Any) -> float:
     """Worker 0's loss of the batch just done; Lightning has divided it by the batches it accumulates."""
-    return float(outputs["loss"]) * trainer.accumulate_grad_batches
+    return float(outputs["loss"]) * trainer.accumulate_grad_batches if has_loss(outputs) else math.nan
+
+
+def has_loss(outputs: Any) -> bool:
+    """Whether a training step has said its loss, as one that optimizes by hand need not."""
+    return isinstance(outputs, dict) and outputs.get("loss") is not None
 
 
 class Record(Callback):
@@ -20,7 +27,7 @@ class Record(Callback):
 
     validation_can_be_left = True  # in the middle, when training stops
 
-    def __init__(self, run_dir: str | Path, *, tokens_per_step: int, every_n_steps: int = 10) -> None:
+    def __init__(self, run_dir: str | Path, *, tokens_per_step: int | None = None, every_n_steps: int = 10) -> None:
         self.file = MetricsFile(Path(run_dir) / "metrics.csv")
         self.tokens_per_step = tokens_per_step
         self.every_n_steps = max(1, every_n_steps)
@@ -60,7 +67,8 @@ class Record(Callback):
         self._tell_loggers(trainer, pl_module, on_step=True)
         if trainer.is_global_zero and trainer.global_step % self.every_n_steps == 0:
             lr = max((group["lr"] for o in trainer.optimizers for group in o.param_groups), default=0.0)
-            self.write(trainer, {"train/loss": step_loss(trainer, outputs), "lr": lr})
+            loss = {"train/loss": step_loss(trainer, outputs)} if has_loss(outputs) else {}
+            self.write(trainer, loss | {"lr": lr})
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._pause()
@@ -78,7 +86,7 @@ class Record(Callback):
             pl_module.log("step", step, on_step=on_step, on_epoch=not on_step)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        metrics = {f"val/{name}": value for name, value in evaluated(trainer.callback_metrics, "val").items()}
         if not trainer.sanity_checking:
             self.last_val = (trainer.global_step, metrics)
             self.write(trainer, metrics)
@@ -99,7 +107,7 @@ class Record(Callback):
         ledger = getattr(trainer.strategy, "ledger", None)
         head = {
             "step": step,
-            "tokens": step * self.tokens_per_step,
+            "tokens": "" if self.tokens_per_step is None else step * self.tokens_per_step,
             "seconds": round(self.seconds(), 3),
             "bytes_sent": ledger.bytes_sent if ledger else "",
         }

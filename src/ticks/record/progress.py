@@ -27,6 +27,7 @@ from rich.table import Column
 from rich.text import Text
 from torch import Tensor
 
+from ticks.contract import evaluated, measures_of
 from ticks.record.callback import step_loss
 
 
@@ -117,9 +118,9 @@ class ProgressLine(Callback):
         self._close("validation")
         if not trainer.is_global_zero or trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        metrics = trainer.callback_metrics
-        named = {"val/loss": "val {:.3f}", "val/bits_per_byte": "{:.3f} bits/byte"}
-        self._val = [text.format(float(metrics[name])) for name, text in named.items() if name in metrics]
+        metrics = evaluated(trainer.callback_metrics, "val")
+        measures = [m for m in measures_of(pl_module, metrics) if m.name in metrics]
+        self._val = [f"val {m.label} {metrics[m.name]:.{m.digits}f}" for m in measures]
         if not self._live:
             self._told, self._told_step = time.monotonic(), trainer.global_step
             self._print(trainer, self._val)

@@ -8,6 +8,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from ticks.contract import Measure
+
 
 def megabytes(n_bytes: float | None) -> str:
     return "-" if n_bytes is None else f"{n_bytes / 1e6:,.1f} MB"
@@ -40,25 +42,32 @@ def seen_at_ticks(rows: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
 def show_result(
     summary: dict[str, Any],
     *,
-    before: dict[str, float] | None,
-    floors: dict[str, float],
+    measures: Sequence[Measure],
+    before: Mapping[str, float],
+    baselines: Mapping[str, Mapping[str, float]],
     ddp_bytes: int | None,
     measuring_bytes: int,
     rows: Sequence[Mapping[str, str]] = (),
-    sample: str | None,
+    shown: str | None,
 ) -> None:
-    """Print what a run came to: losses, floors, traffic, a sample of generated text, and where everything lies."""
+    """Print what a run came to: its measures, baselines, traffic, what its task has to show, and where it all lies.
+
+    `before` are the measures before training, by name.
+    """
     table = Table(title="Result", show_header=True, title_justify="left")
     for column in ("", "before", "after"):
         table.add_column(column, justify="left" if not column else "right")
-    before = before or {}
-    for label, key in (("validation loss (nats)", "loss"), ("validation bits per byte", "bits_per_byte")):
-        old, new = before.get(f"val/{key}"), summary[f"val_{key}"]
-        table.add_row(label, "-" if old is None else f"{old:.3f}", "-" if new is None else f"{new:.3f}")
-    if summary["test_bits_per_byte"] is not None:
-        table.add_row("test bits per byte", "", f"{summary['test_bits_per_byte']:.3f}")
-    for name, bits in floors.items():
-        table.add_row(f"  {name} model, for comparison", "", f"{bits:.3f}")
+
+    def number(value: float | None, digits: int) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    for m in measures:
+        old, new, tested = before.get(m.name), summary.get(f"val_{m.name}"), summary.get(f"test_{m.name}")
+        table.add_row(f"validation {m.label}", number(old, m.digits), number(new, m.digits))
+        if tested is not None:
+            table.add_row(f"test {m.label}", "", number(tested, m.digits))
+        for name, value in baselines.get(m.name, {}).items():
+            table.add_row(f"  {name}, for comparison", "", number(value, m.digits))
     table.add_section()
     interval = f", interval {summary['clock']}" if summary["clock"] else ""
     rule = "".join(f", {summary[key]}" for key in ("sync", "wire") if summary[key])
@@ -79,6 +88,6 @@ def show_result(
     table.add_row("steps per second", "", f"{summary['steps_per_second'] or 0:.2f}")
     console = Console(highlight=False)
     console.print(table)
-    if sample:
-        console.print(Panel(Text(sample), title="generated text", title_align="left"))
+    if shown:
+        console.print(Panel(Text(shown), title="sample", title_align="left"))
     console.print(f"run         {summary['run_dir']}\ncheckpoint  {summary['checkpoint']}", soft_wrap=True)

@@ -10,16 +10,16 @@ from typing import Any
 
 KEYS = (
     "status", "strategy", "interval", "clock", "sync", "wire", "norm", "adapter", "seed", "world_size", "n_params",
-    "n_trainable", "steps", "ticks", "tokens", "val_loss", "val_bits_per_byte", "test_loss", "test_bits_per_byte",
-    "bytes_sent_per_worker", "messages", "sync_seconds", "train_seconds", "steps_per_second", "device", "run_dir",
-    "checkpoint", "config_digest", "versions",
+    "n_trainable", "steps", "ticks", "tokens", "measure", "better", "val_loss", "bytes_sent_per_worker", "messages",
+    "sync_seconds", "train_seconds", "steps_per_second", "peak_memory", "device", "run_dir", "checkpoint",
+    "config_digest", "versions",
 )  # fmt: skip
 UNFINISHED = ("running", "stopped", "failed")
 
 
 def write(run_dir: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Write summary.json with all KEYS in order; `values` may hold further test_* keys. ValueError for others."""
-    if unknown := [key for key in values if key not in KEYS and not key.startswith("test_")]:
+    """Write summary.json with all KEYS in order, then the measures, val_* and test_*. ValueError for others."""
+    if unknown := [key for key in values if key not in KEYS and not key.startswith(("val_", "test_"))]:
         raise ValueError(f"summary.json has no {unknown}")
     summary = dict.fromkeys(KEYS) | {key: _finite(value) for key, value in values.items()}
     scratch = run_dir / ".summary.partial"
@@ -37,7 +37,13 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def headline(summary: Mapping[str, Any]) -> tuple[str, float | None]:
+    """The measure by which a run is judged, and what it came to on the validation data."""
+    name = summary.get("measure") or ("bits_per_byte" if "val_bits_per_byte" in summary else "loss")  # of older runs
+    return name, summary.get(f"val_{name}")
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide what a run computes."""
-    names = ("ticks", "torch", "lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy")
+    names = (__package__.partition(".")[0], "torch", "lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy")
     return {"python": platform.python_version()} | {name: version(name) for name in names}

@@ -27,6 +27,11 @@ class Run:
     rows: list[dict[str, str]]
 
     @property
+    def measure(self) -> tuple[str, float | None]:
+        """By what it is judged, and what it came to."""
+        return summary.headline(self.summary)
+
+    @property
     def label(self) -> str:
         about = self.summary
         if about["strategy"] == "ddp":
@@ -65,7 +70,8 @@ def _summary(file: Path) -> dict[str, Any]:
     about = summary.read(file.parent)
     if not isinstance(about, dict) or not {"status", "strategy", "steps"} <= about.keys():
         raise ValueError("no summary of a training run: it needs status, strategy and steps")
-    for key in ("steps", "world_size", "val_bits_per_byte", "bytes_sent_per_worker", "steps_per_second"):
+    measured = f"val_{summary.headline(about)[0]}"
+    for key in ("steps", "world_size", measured, "bytes_sent_per_worker", "steps_per_second"):
         if not isinstance(about.get(key), int | float | None):
             raise ValueError(f"{key}={about[key]!r} must be a number or null")
     return dict.fromkeys(summary.KEYS) | about
@@ -86,7 +92,12 @@ def show_runs(runs: list[Run]) -> None:
     console = Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 140
-    columns = {name: [str(show(run)) for run in runs] for name, show in COLUMNS.items()}
+    measured = {run.measure[0] for run in runs}
+    several = len(measured) > 1
+    words, _, last = ("" if several else _words(measured.pop())).rpartition(" ")
+    title = "measure" if several else f"{words}\n{last}".lstrip()
+    shown: dict[str, Callable[[Run], Any]] = COLUMNS | {title: lambda run: _measured(run, named=several)} | SPEED
+    columns = {name: [str(show(run)) for run in runs] for name, show in shown.items()}
     shared = [name for name, cells in columns.items() if name in SETTINGS and len(runs) > 1 and len(set(cells)) == 1]
     if shared:
         console.print("all runs: " + "; ".join(f"{name} {columns.pop(name)[0]}" for name in shared))
@@ -105,6 +116,15 @@ def show_runs(runs: list[Run]) -> None:
     console.print(table)
     for number, name in zip(first, names, strict=True) if narrow else ():
         console.print(f"{number:>3}  {name}", soft_wrap=True)
+
+
+def _words(measure: str) -> str:
+    return measure.replace("_", " ")
+
+
+def _measured(run: Run, *, named: bool) -> str:
+    name, value = run.measure
+    return "-" if value is None else f"{value:.3f}" + (f" {_words(name)}" if named else "")
 
 
 def _steps(run: Run) -> str:
@@ -127,7 +147,8 @@ COLUMNS: dict[str, Callable[[Run], Any]] = {
     "adapter": lambda run: run.summary["adapter"],
     "workers": lambda run: run.summary["world_size"],
     "steps": _steps,
-    "bits per\nbyte": _figure("val_bits_per_byte", 3),
+}
+SPEED: dict[str, Callable[[Run], Any]] = {
     "sent per\nworker": lambda run: megabytes(run.summary["bytes_sent_per_worker"]),
     "steps/s": _figure("steps_per_second", 2),
 }
@@ -140,22 +161,26 @@ def distinct_labels(runs: list[Run]) -> list[str]:
 
 
 def _evaluations(run: Run) -> list[tuple[int, float, float]]:
-    """Step, MB sent and validation bits per byte of each evaluation during training; none from a damaged file."""
+    """Step, MB sent and the measure of each evaluation during training; none from a damaged file."""
+    key = f"val/{run.measure[0]}"
     try:
         return [
-            (int(row["step"]), float(row["bytes_sent"]) / 1e6, float(row["val/bits_per_byte"]))
+            (int(row["step"]), float(row["bytes_sent"]) / 1e6, float(row[key]))
             for row in run.rows
-            if row.get("val/bits_per_byte") and row["step"] != "0"
+            if row.get(key) and row["step"] != "0"
         ]
     except (ValueError, TypeError, KeyError):
         return []
 
 
 def figure(runs: list[Run], out: Path) -> None:
-    """Draw validation bits per byte against MB sent per worker (log scale) and against steps.
+    """Draw the validation measure against MB sent per worker (log scale) and against steps.
 
-    ConfigError without matplotlib, for an unknown picture format, or if no run was evaluated twice.
+    ConfigError without matplotlib, for an unknown picture format, for runs that are judged by different measures, or
+    if no run was evaluated twice.
     """
+    if len(names := sorted({run.measure[0] for run in runs})) > 1:
+        raise ConfigError(f"runs that are judged by different measures ({', '.join(names)}) are no one figure")
     try:
         import matplotlib
     except ImportError:
@@ -187,7 +212,7 @@ def figure(runs: list[Run], out: Path) -> None:
         print(f"warning: fewer than two evaluations, not drawn: {', '.join(left_out)}", file=sys.stderr, flush=True)
     left.set_xscale("log")
     left.set_xlabel("MB sent per worker (log scale)")
-    left.set_ylabel("validation bits per byte")
+    left.set_ylabel(f"validation {_words(names[0])}")
     right.set_xlabel("optimizer steps")
     right.legend(frameon=False)
     for axes in (left, right):

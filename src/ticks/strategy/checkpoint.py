@@ -13,7 +13,7 @@ import random
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -23,8 +23,6 @@ import numpy as np
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 KEY = "ticks"  # where the `.ckpt` says which worker files belong to it
 
@@ -203,27 +201,3 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["torch"])
     if "cuda" in state and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
-
-
-def follow_worker_0(callback: Checkpoint, all_failed: Callable[[BaseException], bool]) -> None:
-    """Make a checkpoint callback choose and name by worker 0's metrics: a metric may differ between workers, and who
-    chooses differently waits for ever. An exception is saved only if `all_failed` by it.
-
-    Worker 0's metrics travel whenever the callback looks at them: at validations and where it is to save.
-    """
-    kind: Any = type(callback)
-
-    def on_exception(trainer: Trainer, module: Any, exception: BaseException) -> None:
-        if getattr(callback, "save_on_exception", True) and all_failed(exception):
-            kind.on_exception(callback, trainer, module, exception)
-
-    def monitor_candidates(trainer: Trainer) -> dict[str, Any]:
-        own = kind._monitor_candidates(callback, trainer)
-        return trainer.strategy.broadcast({name: value.cpu() for name, value in own.items()})
-
-    patched: Any = callback
-    patched.on_exception = on_exception
-    if isinstance(callback, ModelCheckpoint):
-        if not hasattr(kind, "_monitor_candidates"):
-            raise RuntimeError("this Lightning is not known to ticks: ModelCheckpoint._monitor_candidates changed")
-        patched._monitor_candidates = monitor_candidates

@@ -13,27 +13,20 @@ there: no deadlock, and every worker stops after the same step.
 A validation is long, so what they agree on is a place in training: a step, or a batch of the validation after it. Such
 a validation is left there by all, and begun anew when the run is resumed. Who has had its last batch waits for the
 others before numbers are exchanged: either all leave, or all go on.
-
-This file holds everything private of Lightning that stopping needs: the epoch loop and the signal connector.
 """
 
 import os
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from datetime import timedelta
-from typing import Any, NoReturn, Protocol
+from typing import Any
 
 import torch.distributed as dist
-from lightning.pytorch import Trainer
-from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
-from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from ticks.strategy.exits import STOPS
 from ticks.strategy.meeting import all_there
 
 A_STEP = 1 << 32  # places in training: a step, then the batches of a validation
@@ -48,32 +41,6 @@ class Stopped(SIGTERMException):
         self.signum = signum
         self.step = step
         self.checkpoint = checkpoint
-
-
-class ValidationLeft(Exception):
-    """Training stops after the step that this validation follows."""
-
-
-class StopsBetweenSteps(Protocol):
-    """What the epoch loop asks of a strategy."""
-
-    def between_steps(self) -> None:
-        """Called before every batch that starts a step; may raise `Stopped`."""
-
-    def hold_early_stop(self) -> None:
-        """Called after every batch, before Lightning acts on `trainer.should_stop`."""
-
-    def on_signal(self, signum: int) -> None:
-        """Called in a signal handler."""
-
-    def unmoved_random_state(self) -> AbstractContextManager[None]:
-        """Entered for each validation inside training."""
-
-    def end_validation(self) -> None:
-        """Called when this worker has had its last batch of a loader; may raise `ValidationLeft`."""
-
-    def stop_after_validation(self) -> NoReturn:
-        """Called when all leave one; raises `Stopped`."""
 
 
 _connection: tuple[Any, Any] | None = None  # the process group's store, and a second connection to it
@@ -304,92 +271,3 @@ def leave(message: str) -> None:
     """Print one line and end this process at once, whatever its other threads wait for."""
     print(f"ticks: {message}; stopping", file=sys.stderr, flush=True)
     os._exit(1)
-
-
-class _EpochLoop(_TrainingEpochLoop):
-    """Lightning's epoch loop without its broadcast before every batch."""
-
-    _ticks_strategy: StopsBetweenSteps
-
-    def _broadcast_sigterm_tensor(self) -> None:
-        """Nothing: a stop is agreed by the heartbeat."""
-
-    def on_advance_end(self, data_fetcher: Any) -> None:
-        self._ticks_strategy.hold_early_stop()
-        if self._should_check_val_fx(data_fetcher):
-            try:
-                with self._ticks_strategy.unmoved_random_state():
-                    super().on_advance_end(data_fetcher)
-            except ValidationLeft:
-                _begin_anew(self.val_loop.batch_progress)
-                self.val_loop._module_mode.restore(self.trainer.lightning_module)
-                self.trainer.training = True
-                self._ticks_strategy.stop_after_validation()
-        else:
-            super().on_advance_end(data_fetcher)
-
-    @property
-    def done(self) -> bool:
-        if not super().done:
-            self._ticks_strategy.hold_early_stop()  # validation may have asked for it
-            if not self._should_accumulate():
-                self._ticks_strategy.between_steps()
-        return super().done
-
-
-class _ValidationLoop(_EvaluationLoop):
-    """Lightning's validation loop, whose workers agree that all have come to the end of a loader."""
-
-    _ticks_strategy: StopsBetweenSteps
-
-    def reset(self) -> None:
-        if self.restarting:  # Lightning repairs `current` alone, and every later checkpoint would look like this one
-            self.batch_progress.total.reset_on_restart()
-        super().reset()
-
-    def _store_dataloader_outputs(self) -> None:
-        self._ticks_strategy.end_validation()
-        super()._store_dataloader_outputs()
-
-
-def _begin_anew(progress: Any) -> None:
-    """A validation that was left in the middle: Lightning would go on behind the batches that it has seen."""
-    seen = progress.current.completed
-    for count in (progress.total, progress.current):
-        count.completed -= seen
-        count.processed = count.completed
-        count.started = count.ready = count.completed + 1  # as Lightning knows one that has not ended
-
-
-def is_in_a_step(trainer: Trainer) -> bool:
-    """Whether gradients are being accumulated for a step that is not over."""
-    return trainer.fit_loop.epoch_loop._should_accumulate()
-
-
-def quieten(trainer: Trainer, strategy: StopsBetweenSteps) -> None:
-    """Make `trainer` stop through `strategy`: no broadcast per batch, no collective in a signal handler."""
-    loop: Any = trainer.fit_loop.epoch_loop
-    validation: Any = loop.val_loop
-    connector: Any = trainer._signal_connector
-    needed: dict[Any, tuple[str, ...]] = {
-        loop: ("_broadcast_sigterm_tensor", "on_advance_end", "_should_accumulate", "_should_check_val_fx", "done")
-    }
-    needed[validation] = ("_store_dataloader_outputs", "_module_mode", "batch_progress")
-    needed[connector] = ("register_signal_handlers", "_original_handlers", "_get_current_signal_handlers")
-    missing = [name for owner, names in needed.items() for name in names if not hasattr(owner, name)]
-    if missing:
-        raise RuntimeError(
-            f"this Lightning is not known to ticks: {', '.join(missing)} changed; see src/ticks/strategy/shutdown.py"
-        )
-    loop.__class__ = _EpochLoop
-    validation.__class__ = _ValidationLoop
-    loop._ticks_strategy = validation._ticks_strategy = strategy
-
-    def register() -> None:
-        connector._original_handlers = connector._get_current_signal_handlers()
-        if threading.current_thread() is threading.main_thread():
-            for signum in STOPS:
-                if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup
-                    signal.signal(signum, lambda signum, frame: strategy.on_signal(signum))
-
-    connector.register_signal_handlers = register

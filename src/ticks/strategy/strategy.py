@@ -124,8 +124,8 @@ class TickStrategy(WorkerStrategy):
 
     # ---- start and end -------------------------------------------------------------------------------------------
 
-    def _refuse_what_talks(self, trainer: Trainer) -> None:
-        super()._refuse_what_talks(trainer)
+    def refuse_what_talks(self, trainer: Trainer) -> None:
+        super().refuse_what_talks(trainer)
         if self._layer_sync is not None:
             raise Refused("sync_batchnorm=True talks at every step: leave it out, buffers are averaged at ticks")
         for callback in getattr(trainer, "callbacks", ()):

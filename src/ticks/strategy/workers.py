@@ -23,8 +23,9 @@ from ticks.strategy import meeting
 from ticks.strategy.environment import WorkerEnvironment, cluster_environment
 from ticks.strategy.launch import WorkerLauncher
 from ticks.strategy.ledger import Ledger
+from ticks.strategy.lightning import ValidationLeft, follow_worker_0, is_in_a_step, quieten, times_itself
 from ticks.strategy.parent import end_with_parent
-from ticks.strategy.shutdown import Heartbeat, Presence, Stopped, ValidationLeft, is_in_a_step, leave, quieten
+from ticks.strategy.shutdown import Heartbeat, Presence, Stopped, leave
 from ticks.strategy.wire import out_of_step
 
 log = logging.getLogger(__name__)
@@ -164,12 +165,12 @@ class WorkerStrategy(DDPStrategy):
     def setup(self, trainer: Trainer) -> None:
         self._compare_fingerprints()
         self._be_present(self._fit_name)
-        self._refuse_what_talks(trainer)
+        self.refuse_what_talks(trainer)
         quieten(trainer, self)
         self._meetings, self._validations, self._met_after, self._all_failed = 0, 0, None, None
         if self.world_size > 1:
             for callback in trainer.checkpoint_callbacks:
-                files.follow_worker_0(callback, self.all_failed)
+                follow_worker_0(callback, self.all_failed)
         super().setup(trainer)
 
     def _be_present(self, name: str, store: Any = None) -> None:
@@ -221,13 +222,10 @@ class WorkerStrategy(DDPStrategy):
         """What must be equal on all workers, in a few words."""
         return type(self).__name__
 
-    def _refuse_what_talks(self, trainer: Trainer) -> None:
+    def refuse_what_talks(self, trainer: Trainer) -> None:
         """`Refused` for Trainer options that exchange messages at every batch or by each worker's own clock."""
-        for callback in trainer.checkpoint_callbacks:
-            if getattr(callback, "_train_time_interval", None) is not None:
-                raise Refused("ModelCheckpoint(train_time_interval=...) talks at every batch: use every_n_train_steps")
-        if getattr(trainer, "_val_check_time_interval", None) is not None:
-            raise Refused("val_check_interval as a time differs between workers: give a number of batches")
+        if (what := times_itself(trainer)) is not None:
+            raise Refused(what)
 
     def on_train_start(self) -> None:
         super().on_train_start()
@@ -401,6 +399,23 @@ class WorkerStrategy(DDPStrategy):
             raise RuntimeError("not every worker came to the end of a validation")
         if store.get("then") == b"leave":
             raise ValidationLeft
+
+    def count_everybodys(self, numbers: dict[str, Any]) -> None:
+        """Sum what each worker has seen of `numbers`, in double precision; a mean is one over all samples then."""
+        if self.world_size == 1:
+            return
+        shared = set.intersection(*map(set, self._gather(sorted(numbers))))
+        kinds = {key: (numbers[key].meta.is_mean_reduction, numbers[key].meta.fx) for key in sorted(shared)}
+        summed = [key for key, (mean, fx) in kinds.items() if mean or fx is torch.sum]
+        if not summed:
+            return
+        values = [v for key in summed for v in (numbers[key].value, getattr(numbers[key], "cumulated_batch_size", 0))]
+        total = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=self.root_device) for value in values])
+        dist.all_reduce(total)
+        for key, value, samples in zip(summed, total[::2], total[1::2], strict=True):
+            numbers[key].value = value
+            if kinds[key][0]:
+                numbers[key].cumulated_batch_size = samples
 
     def _end_of_loader(self) -> Any:
         """Where workers that have had its last batch read what to do: once all have, or one that has not leaves."""

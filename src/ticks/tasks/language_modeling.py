@@ -22,9 +22,12 @@ class LanguageModeling(LightningModule):
     """Train `model`, a module from tokens (B, T) to logits (B, T, V), on batches {"x": (B, T), "y": (B, T)}.
 
     `warmup_steps` and the cosine after it count optimizer steps; the cosine ends at `min_lr_ratio` of `lr` when
-    training ends. Parameters with requires_grad=False are left alone, so freeze `model` before training to fine-tune.
-    ValueError for a negative rate or count, and for values that cannot be used.
+    training ends. `sample_bytes` is how much the model writes for `show`, after `sample_prompt`. Parameters with
+    requires_grad=False are left alone, so freeze `model` before training to fine-tune. ValueError for a negative rate
+    or count, and for values that cannot be used.
     """
+
+    measures = (("bits_per_byte", "bits per byte", "lower", 3), ("loss", "loss (nats)", "lower", 3))
 
     def __init__(
         self,
@@ -37,6 +40,8 @@ class LanguageModeling(LightningModule):
         warmup_steps: int = 50,
         min_lr_ratio: float = 0.1,
         bytes_per_token: float = 1.0,
+        sample_bytes: int = 0,
+        sample_prompt: str = "",
     ) -> None:
         super().__init__()
         for name, value in {"lr": lr, "weight_decay": weight_decay, "warmup_steps": warmup_steps, "eps": eps}.items():
@@ -50,6 +55,8 @@ class LanguageModeling(LightningModule):
             raise ValueError(f"min_lr_ratio={min_lr_ratio} must be from 0 to 1")
         if not 0 < bytes_per_token < math.inf:
             raise ValueError(f"bytes_per_token={bytes_per_token} must be above 0")
+        if isinstance(sample_bytes, bool) or not isinstance(sample_bytes, int) or not 0 <= sample_bytes <= 10**6:
+            raise ValueError(f"sample_bytes={sample_bytes} must be a whole number from 0 to {10**6}")
         self.model = model
         self.lr = lr
         self.weight_decay = weight_decay
@@ -57,6 +64,8 @@ class LanguageModeling(LightningModule):
         self.eps = eps
         self.warmup_steps = warmup_steps
         self.min_lr_ratio = min_lr_ratio
+        self.sample_bytes = sample_bytes
+        self.sample_prompt = sample_prompt
         bits_per_byte = math.log(2) * bytes_per_token
         self.metrics = nn.ModuleDict(
             {
@@ -106,6 +115,12 @@ class LanguageModeling(LightningModule):
             min_ratio=self.min_lr_ratio,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def show(self, data: Any) -> str | None:
+        """A text that the model writes; None if it is to write none, or cannot."""
+        if not self.sample_bytes or not hasattr(self.model, "generate"):
+            return None
+        return data.decode(self.generate(data.encode(self.sample_prompt or "\n"), self.sample_bytes))
 
     @torch.no_grad()
     def generate(self, prompt_T: Tensor, n: int, *, temperature: float = 0.8, seed: int = 0) -> Tensor:

@@ -1,0 +1,192 @@
+"""Every private name of Lightning that this project touches, so that a new Lightning has one place to break.
+
+What is missing is told at the start of training, by `quieten` and `follow_worker_0`, before anything can go wrong.
+"""
+
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, NoReturn, Protocol
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+
+from ticks.strategy.exits import STOPS
+
+
+class ValidationLeft(Exception):
+    """Training stops after the step that this validation follows."""
+
+
+class StopsBetweenSteps(Protocol):
+    """What the loops ask of a strategy."""
+
+    def between_steps(self) -> None:
+        """Called before every batch that starts a step; may raise `Stopped`."""
+
+    def hold_early_stop(self) -> None:
+        """Called after every batch, before Lightning acts on `trainer.should_stop`."""
+
+    def on_signal(self, signum: int) -> None:
+        """Called in a signal handler."""
+
+    def unmoved_random_state(self) -> AbstractContextManager[None]:
+        """Entered for each validation inside training."""
+
+    def end_validation(self) -> None:
+        """Called when this worker has had its last batch of a loader; may raise `ValidationLeft`."""
+
+    def stop_after_validation(self) -> NoReturn:
+        """Called when all leave one; raises `Stopped`."""
+
+    def count_everybodys(self, numbers: dict[str, Any]) -> None:
+        """Make plain numbers that were logged in an evaluation those of every worker's samples."""
+
+
+class _EpochLoop(_TrainingEpochLoop):
+    """Lightning's epoch loop without its broadcast before every batch."""
+
+    _ticks_strategy: StopsBetweenSteps
+
+    def _broadcast_sigterm_tensor(self) -> None:
+        """Nothing: a stop is agreed by the heartbeat."""
+
+    def on_advance_end(self, data_fetcher: Any) -> None:
+        self._ticks_strategy.hold_early_stop()
+        if self._should_check_val_fx(data_fetcher):
+            try:
+                with self._ticks_strategy.unmoved_random_state():
+                    super().on_advance_end(data_fetcher)
+            except ValidationLeft:
+                _begin_anew(self.val_loop.batch_progress)
+                self.val_loop._module_mode.restore(self.trainer.lightning_module)
+                self.trainer.training = True
+                self._ticks_strategy.stop_after_validation()
+        else:
+            super().on_advance_end(data_fetcher)
+
+    @property
+    def done(self) -> bool:
+        if not super().done:
+            self._ticks_strategy.hold_early_stop()  # validation may have asked for it
+            if not self._should_accumulate():
+                self._ticks_strategy.between_steps()
+        return super().done
+
+
+class _TestLoop(_EvaluationLoop):
+    """Lightning's evaluation loop, in which plain numbers count every worker's samples, as metrics do."""
+
+    _ticks_strategy: StopsBetweenSteps
+
+    def _store_dataloader_outputs(self) -> None:
+        self._ticks_strategy.count_everybodys(_plain_numbers(self.trainer))
+        super()._store_dataloader_outputs()
+
+
+class _ValidationLoop(_TestLoop):
+    """Lightning's validation loop in training, whose workers agree that all have come to the end of a loader."""
+
+    def reset(self) -> None:
+        if self.restarting:  # Lightning repairs `current` alone, and every later checkpoint would look like this one
+            self.batch_progress.total.reset_on_restart()
+        super().reset()
+
+    def _store_dataloader_outputs(self) -> None:
+        self._ticks_strategy.end_validation()
+        super()._store_dataloader_outputs()
+
+
+def _begin_anew(progress: Any) -> None:
+    """A validation that was left in the middle: Lightning would go on behind the batches that it has seen."""
+    seen = progress.current.completed
+    for count in (progress.total, progress.current):
+        count.completed -= seen
+        count.processed = count.completed
+        count.started = count.ready = count.completed + 1  # as Lightning knows one that has not ended
+
+
+def is_in_a_step(trainer: Trainer) -> bool:
+    """Whether gradients are being accumulated for a step that is not over."""
+    return trainer.fit_loop.epoch_loop._should_accumulate()
+
+
+def quieten(trainer: Trainer, strategy: StopsBetweenSteps) -> None:
+    """Make `trainer` stop through `strategy`: no broadcast per batch, no collective in a signal handler."""
+    loop: Any = trainer.fit_loop.epoch_loop
+    validation: Any = loop.val_loop
+    others: list[Any] = [trainer.validate_loop, trainer.test_loop]
+    connector: Any = trainer._signal_connector
+    needed: dict[Any, tuple[str, ...]] = {
+        loop: ("_broadcast_sigterm_tensor", "on_advance_end", "_should_accumulate", "_should_check_val_fx", "done")
+    }
+    for evaluation in (validation, *others):
+        needed[evaluation] = ("_store_dataloader_outputs", "_module_mode", "batch_progress")
+    needed[connector] = ("register_signal_handlers", "_original_handlers", "_get_current_signal_handlers")
+    missing = [name for owner, names in needed.items() for name in names if not hasattr(owner, name)]
+    if missing:
+        raise RuntimeError(f"this Lightning is not known to ticks: {', '.join(missing)} changed; see {__name__}")
+    loop.__class__ = _EpochLoop
+    loop._ticks_strategy = strategy
+    validation.__class__ = _ValidationLoop
+    for other in others:
+        other.__class__ = _TestLoop
+    for evaluation in (validation, *others):
+        evaluation._ticks_strategy = strategy
+
+    def register() -> None:
+        connector._original_handlers = connector._get_current_signal_handlers()
+        if threading.current_thread() is threading.main_thread():
+            for signum in STOPS:
+                if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup
+                    signal.signal(signum, lambda signum, frame: strategy.on_signal(signum))
+
+    connector.register_signal_handlers = register
+
+
+def follow_worker_0(callback: Checkpoint, all_failed: Callable[[BaseException], bool]) -> None:
+    """Make a checkpoint callback choose and name by worker 0's metrics: a metric may differ between workers, and who
+    chooses differently waits for ever. An exception is saved only if `all_failed` by it.
+
+    Worker 0's metrics travel whenever the callback looks at them: at validations and where it is to save.
+    """
+    kind: Any = type(callback)
+
+    def on_exception(trainer: Trainer, module: Any, exception: BaseException) -> None:
+        if getattr(callback, "save_on_exception", True) and all_failed(exception):
+            kind.on_exception(callback, trainer, module, exception)
+
+    def monitor_candidates(trainer: Trainer) -> dict[str, Any]:
+        own = kind._monitor_candidates(callback, trainer)
+        return trainer.strategy.broadcast({name: value.cpu() for name, value in own.items()})
+
+    patched: Any = callback
+    patched.on_exception = on_exception
+    if isinstance(callback, ModelCheckpoint):
+        if not hasattr(kind, "_monitor_candidates"):
+            raise RuntimeError("this Lightning is not known to ticks: ModelCheckpoint._monitor_candidates changed")
+        patched._monitor_candidates = monitor_candidates
+
+
+def times_itself(trainer: Trainer) -> str | None:
+    """What of a trainer goes by each worker's own clock, and what to give instead."""
+    for callback in trainer.checkpoint_callbacks:
+        if getattr(callback, "_train_time_interval", None) is not None:
+            return "ModelCheckpoint(train_time_interval=...) talks at every batch: use every_n_train_steps"
+    if getattr(trainer, "_val_check_time_interval", None) is not None:
+        return "val_check_interval as a time differs between workers: give a number of batches"
+    return None
+
+
+def _plain_numbers(trainer: Trainer) -> dict[str, Any]:
+    """What was logged for this evaluation as a number, not as a metric, and is not exchanged by Lightning."""
+    results: Any = trainer._results
+    return {
+        key: result
+        for key, result in (results.valid_items() if results is not None else ())  # of this loader
+        if result.is_tensor and result.meta.on_epoch and not result.meta.sync.should
+        and not result.meta.sync.rank_zero_only
+    }  # fmt: skip

@@ -1,0 +1,164 @@
+"""A task that knows nothing of this project: its own data, LightningModule and measure, run by the command line."""
+
+import csv
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import REPOSITORY, Command, only_run
+
+MODULE = '''
+import torch
+from lightning import LightningDataModule, LightningModule
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class Halves(LightningDataModule):
+    """Points of the plane, told apart by the sum of their coordinates."""
+
+    def __init__(self, n=90, batch_size=8):
+        super().__init__()
+        points = torch.randn(n, 2, generator=torch.Generator().manual_seed(0))
+        self.set, self.batch_size = TensorDataset(points, (points.sum(1) > 0).long()), batch_size
+        self.shape = {"n_classes": 2}
+
+    def baselines(self):
+        return {"accuracy": {"majority": 0.5}}
+
+    def train_dataloader(self): return DataLoader(self.set, batch_size=self.batch_size, shuffle=True)
+    def val_dataloader(self): return DataLoader(self.set, batch_size=self.batch_size)
+    def test_dataloader(self): return DataLoader(self.set, batch_size=self.batch_size)
+
+
+class Classify(LightningModule):
+    measures = [("accuracy", "accuracy", "higher", 4), ("loss", "loss (nats)")]
+
+    def __init__(self, n_classes, lr=0.1):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.lr = torch.nn.Linear(2, n_classes), lr
+
+    def _loss(self, batch):
+        x, y = batch
+        logits = self.layer(x)
+        return torch.nn.functional.cross_entropy(logits, y), (logits.argmax(1) == y).float().mean()
+
+    def training_step(self, batch, batch_idx): return self._loss(batch)[0]
+
+    def validation_step(self, batch, batch_idx):
+        loss, accuracy = self._loss(batch)
+        self.log_dict({"val_loss": loss, "val_accuracy": accuracy})
+
+    def test_step(self, batch, batch_idx):
+        self.log("test/accuracy", self._loss(batch)[1])
+
+    def configure_optimizers(self): return torch.optim.SGD(self.parameters(), lr=self.lr)
+    def show(self, data): return f"weights {self.layer.weight.shape}"
+'''
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the module, two YAML files for it, and the project's own configuration beside them."""
+    home = tmp_path_factory.mktemp("theirs")
+    (home / "halves.py").write_text(MODULE)
+    shutil.copytree(REPOSITORY / "configs", home / "configs")
+    (home / "configs" / "data" / "halves.yaml").write_text("_target_: halves.Halves\nn: 90\nbatch_size: 8\n")
+    (home / "configs" / "task" / "halves.yaml").write_text("_target_: halves.Classify\nlr: 0.5\n")
+    sys.path.insert(0, str(home))
+    yield home
+    sys.path.remove(str(home))
+
+
+def run(home: Path, directory: Path, *arguments: str, program: str = "train.py") -> tuple[int, str]:
+    command = Command(directory, *arguments, program=program, configs=home / "configs")
+    return command.end(), command.output
+
+
+THEIRS = ("data=halves", "task=halves", "trainer.max_steps=40", "trainer.val_check_interval=20")
+
+
+@pytest.fixture(scope="module", params=["ticks", "ddp"])
+def trained(home: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    directory = tmp_path_factory.mktemp("run")
+    code, output = run(
+        home, directory, *THEIRS, f"strategy={request.param}", "trainer.devices=2", "trainer.log_every_n_steps=5"
+    )
+    assert code == 0, output
+    return directory, output
+
+
+def test_it_trains_and_is_judged_by_its_own_measure(trained: tuple[Path, str]) -> None:
+    directory, output = trained
+    about = json.loads((only_run(directory) / "summary.json").read_text())
+    expected = {
+        "status": "finished",
+        "measure": "accuracy",
+        "better": "higher",
+        "norm": None,
+        "tokens": None,
+        "steps": 40,
+    }
+    assert {key: about[key] for key in expected} == expected
+    assert about["val_accuracy"] > 0.9
+    assert about["test_accuracy"] > 0.9
+    assert "validation accuracy" in output
+    assert "majority, for comparison" in output
+    assert "weights torch.Size([2, 2])" in output
+    assert "bits per byte" not in output
+    rows = list(csv.DictReader((only_run(directory) / "metrics.csv").open()))
+    assert {row["step"] for row in rows if row.get("val/accuracy")} == {"0", "20", "40"}
+
+
+def test_it_is_told_what_it_goes_without(trained: tuple[Path, str]) -> None:
+    _, output = trained
+    assert "note: Halves does not say which worker takes what" in output
+    assert "note: Classify takes no model: model=ln is not used" in output
+
+
+def test_it_is_reported_and_measured_again(home: Path, trained: tuple[Path, str]) -> None:
+    directory, _ = trained
+    place = only_run(directory)
+    code, output = run(home, directory, "report", str(place), program="ticks")
+    assert code == 0, output
+    assert "accuracy" in output
+    code, output = run(home, directory, "eval", f"run={place}", program="ticks")
+    assert code == 0, output
+    about = json.loads((place / "summary.json").read_text())
+    assert f"summary.json: {about['val_accuracy']}" in output
+    code, output = run(home, directory, "generate", f"run={place}", program="ticks")
+    assert code == 2
+    assert "Classify on Halves writes no text" in output
+
+
+def test_what_a_model_needs_and_data_do_not_give_is_named(home: Path, tmp_path: Path) -> None:
+    code, output = run(home, tmp_path, "data=halves")
+    assert code == 2
+    assert output.startswith("error: model: DecoderTransformer needs vocab_size, block_size, which data=halves")
+
+
+def test_measures_that_are_none_are_named(home: Path, tmp_path: Path) -> None:
+    wrong = MODULE.replace('("accuracy", "accuracy", "higher", 4)', '("accuracy", "accuracy", "up")')
+    (home / "wrong.py").write_text(wrong)
+    code, output = run(home, tmp_path, "data=halves", "task=halves", "task._target_=wrong.Classify")
+    assert code == 2
+    assert output.startswith(
+        "error: task: measures: ('accuracy', 'accuracy', 'up') must be (name, label, better, digits)"
+    )
+
+
+def test_it_is_measured_alike_by_any_number_of_workers(home: Path, trained: tuple[Path, str]) -> None:
+    """Its numbers are plain ones, logged without a word of workers; the last batch is not full."""
+    directory, _ = trained
+    place = only_run(directory)
+    found = []
+    for n in (1, 2):
+        code, output = run(home, directory, "eval", f"run={place}", f"trainer.devices={n}", program="ticks")
+        assert code == 0, output
+        found.append([float(line.split()[1]) for line in output.splitlines() if line.startswith(("val_", "test_"))])
+    assert found[1] == pytest.approx(found[0], rel=1e-6)
