@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.conftest import REPOSITORY, Command, only_run
 
@@ -62,6 +63,24 @@ class Classify(LightningModule):
 '''
 
 
+WITH_PROMISES = '''
+import torch
+from ticks.data import MapData
+import halves
+
+
+class Halves(MapData):
+    """The same points, a little moved at random each time."""
+
+    def load(self):
+        class Moved(torch.utils.data.Dataset):
+            def __len__(self): return 90
+            def __getitem__(self, i): return whole[i][0] + 0.1 * torch.randn(2), whole[i][1]
+        whole = halves.Halves().set
+        return {"train": Moved(), "val": whole, "test": whole}
+'''
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with the module, two YAML files for it, and the project's own configuration beside them."""
@@ -69,6 +88,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (home / "halves.py").write_text(MODULE)
     shutil.copytree(REPOSITORY / "configs", home / "configs")
     (home / "configs" / "data" / "halves.yaml").write_text("_target_: halves.Halves\nn: 90\nbatch_size: 8\n")
+    (home / "kept_halves.py").write_text(WITH_PROMISES)
+    kept = "_target_: kept_halves.Halves\nglobal_batch_size: 8\nseed: ${seed}\nshape: {n_classes: 2}\n"
+    (home / "configs" / "data" / "kept_halves.yaml").write_text(kept)
     (home / "configs" / "task" / "halves.yaml").write_text("_target_: halves.Classify\nlr: 0.5\n")
     sys.path.insert(0, str(home))
     yield home
@@ -162,3 +184,22 @@ def test_it_is_measured_alike_by_any_number_of_workers(home: Path, trained: tupl
         assert code == 0, output
         found.append([float(line.split()[1]) for line in output.splitlines() if line.startswith(("val_", "test_"))])
     assert found[1] == pytest.approx(found[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("strategy", ["diloco"])
+def test_on_data_that_keep_the_promises_it_is_resumed_exactly_within_an_epoch(
+    strategy: str, home: Path, tmp_path: Path
+) -> None:
+    states = []
+    arguments = ("data=kept_halves", "task=halves", f"strategy={strategy}", "trainer.devices=2", "test=false")
+    for name, steps in (("whole", (40,)), ("cut", (21, 40))):
+        directory = tmp_path / name
+        directory.mkdir()
+        for number, n in enumerate(steps):
+            start = (f"resume={only_run(directory)}",) if number else arguments
+            code, output = run(home, directory, *start, f"trainer.max_steps={n}")
+            assert code == 0, output
+        assert "does not say which worker" not in output
+        final = only_run(directory) / "checkpoints" / "final.ckpt"
+        states.append(torch.load(final, weights_only=True)["state_dict"])
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

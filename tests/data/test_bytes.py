@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from ticks.data.bytes import IGNORE, ByteData, EvalBatches, TrainBatches
+from ticks.data.bytes import IGNORE, ByteData, EvalWindows, TrainWindows
 from ticks.data.corpus import Corpus, prepare
 
 TOKENS = np.random.default_rng(0).integers(0, 256, 1000).astype(np.uint8)
@@ -21,11 +21,11 @@ def train_batches(
     world_size: int = 1, worker: int = 0, *, total: int = 12, seed: int = 0, start: int = 0, **other: Any
 ):
     settings = {"block_size": BLOCK, "batch_size": total // world_size, "seed": seed, "start": start}
-    return TrainBatches(TOKENS, worker=worker, world_size=world_size, **settings | other)
+    return TrainWindows(TOKENS, worker=worker, world_size=world_size, **settings | other)
 
 
 def windows_of_step(step: int, world_size: int) -> list[np.ndarray]:
-    return [train_batches(world_size, worker).windows(step) for worker in range(world_size)]
+    return [train_batches(world_size, worker).samples(step) for worker in range(world_size)]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
@@ -38,7 +38,7 @@ def test_every_window_is_visited_exactly_once_per_epoch(world_size: int) -> None
 
 
 def test_each_epoch_has_an_order_of_its_own() -> None:
-    visited = np.concatenate([train_batches().windows(step) for step in range(24)])
+    visited = np.concatenate([train_batches().samples(step) for step in range(24)])
     assert visited[:N_WINDOWS].tolist() != visited[N_WINDOWS : 2 * N_WINDOWS].tolist()
 
 
@@ -53,7 +53,7 @@ def test_workers_never_overlap() -> None:
 @pytest.mark.parametrize("step", [0, 5, 11, 30])
 def test_a_step_learns_from_the_same_windows_whatever_the_number_of_workers(step: int) -> None:
     for world_size in (2, 4):
-        assert np.concatenate(windows_of_step(step, world_size)).tolist() == train_batches().windows(step).tolist()
+        assert np.concatenate(windows_of_step(step, world_size)).tolist() == train_batches().samples(step).tolist()
 
 
 @pytest.mark.parametrize("start", [1, 9, 11, 40])
@@ -65,8 +65,8 @@ def test_starting_at_a_batch_equals_skipping_those_before(start: int) -> None:
 
 
 def test_another_seed_is_another_order() -> None:
-    assert train_batches(seed=0).windows(0).tolist() != train_batches(seed=1).windows(0).tolist()
-    assert train_batches(seed=1).windows(0).tolist() == train_batches(seed=1).windows(0).tolist()
+    assert train_batches(seed=0).samples(0).tolist() != train_batches(seed=1).samples(0).tolist()
+    assert train_batches(seed=1).samples(0).tolist() == train_batches(seed=1).samples(0).tolist()
 
 
 def test_two_loader_processes_give_the_same_batches_in_the_same_order() -> None:
@@ -82,7 +82,7 @@ def test_y_is_x_one_byte_ahead_in_the_text() -> None:
     assert batch["x"].shape == batch["y"].shape == (12, BLOCK)
     assert batch["x"].dtype == batch["y"].dtype == torch.int64
     assert torch.equal(batch["x"][:, 1:], batch["y"][:, :-1])
-    for row, window in enumerate(batches.windows(4)):
+    for row, window in enumerate(batches.samples(4)):
         place = int(window) * BLOCK
         assert batch["x"][row].tolist() == TOKENS[place : place + BLOCK].tolist()
         assert batch["y"][row].tolist() == TOKENS[place + 1 : place + BLOCK + 1].tolist()
@@ -95,8 +95,8 @@ def test_training_has_no_padding() -> None:
 # ---- evaluation ---------------------------------------------------------------------------------------------------
 
 
-def eval_batches(world_size: int, worker: int, *, length: int = 1000, batch_size: int = 5) -> EvalBatches:
-    return EvalBatches(TOKENS[:length], block_size=BLOCK, batch_size=batch_size, worker=worker, world_size=world_size)
+def eval_batches(world_size: int, worker: int, *, length: int = 1000, batch_size: int = 5) -> EvalWindows:
+    return EvalWindows(TOKENS[:length], block_size=BLOCK, batch_size=batch_size, worker=worker, world_size=world_size)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -231,6 +231,6 @@ def test_a_corpus_too_small_for_one_window_is_refused() -> None:
 
 def test_padding_of_targets_leaves_the_inputs_alone_in_batches_of_one() -> None:
     """A batch of one is contiguous as it is: x and y must not share memory."""
-    batches = EvalBatches(np.arange(1, 11, dtype=np.uint8), block_size=4, batch_size=1, worker=1, world_size=2)
+    batches = EvalWindows(np.arange(1, 11, dtype=np.uint8), block_size=4, batch_size=1, worker=1, world_size=2)
     for i in range(len(batches)):
         assert (batches[i]["x"] >= 0).all()

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ticks.config.messages import ConfigError, did_you_mean, quoted
 
+OURS = __name__.partition(".")[0] + "."  # classes here hand all that they do not know to their bases
 PARTS = ("model", "optimizer", "schedule")  # of a task, which are built for it
 
 
@@ -68,7 +69,7 @@ def _arguments(target: Any) -> dict[str, Any] | None:
     own, more = _own_arguments(target)
     if not more:
         return own
-    if not inspect.isclass(target) or not target.__module__.startswith("ticks."):
+    if not inspect.isclass(target) or not any(base.__module__.startswith(OURS) for base in target.__mro__):
         return None
     names: dict[str, Any] = {}
     for base in target.__mro__[:-1]:

@@ -1,7 +1,9 @@
-"""Data sources. Each prepares byte tokens once and serves batches that depend on (seed, step, worker) alone."""
+"""Data sources. Each serves batches that depend on (seed, step, worker) alone."""
 
+from ticks.data.base import StepData
 from ticks.data.bbc import BBCNews
 from ticks.data.bytes import ByteData
+from ticks.data.samples import MapData
 from ticks.data.text import TextFiles
 
-__all__ = ["BBCNews", "ByteData", "TextFiles"]
+__all__ = ["BBCNews", "ByteData", "MapData", "StepData", "TextFiles"]

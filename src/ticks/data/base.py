@@ -1,0 +1,166 @@
+"""What every source of data shares: batches that depend on (seed, step, worker) alone.
+
+Sample p of a run (p = 0, 1, 2, ...) is item permute(p mod n) of epoch p // n; step s takes samples s G .. (s + 1) G - 1
+of the global batch size G, and worker w of W takes its own G / W of them. So workers never overlap, no sample is lost
+or doubled within an epoch, the number of workers does not change what is learnt from, and resuming at step s is
+starting at step s, in the middle of an epoch too.
+"""
+
+import os
+import signal
+from abc import abstractmethod
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+
+from ticks.data.order import permute
+
+
+class StepData(LightningDataModule):
+    """A source: `global_batch_size` is what one step takes over all workers and accumulated batches; what one worker
+    takes is derived, and ValueError says which numbers would divide. `seed` chooses the order. `overfit_batches` is for
+    debugging: so many batches again and again.
+    """
+
+    tokens_per_step: Any = None
+
+    def __init__(
+        self,
+        *,
+        global_batch_size: int,
+        eval_batch_size: int = 32,
+        seed: int = 0,
+        num_workers: int = 0,
+        overfit_batches: int | None = None,
+    ) -> None:
+        super().__init__()
+        at_least_one = {"global_batch_size": global_batch_size, "eval_batch_size": eval_batch_size}
+        at_least_one |= {"overfit_batches": overfit_batches} if overfit_batches is not None else {}
+        for name, value in at_least_one.items():
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        for name, value in {"seed": seed, "num_workers": num_workers}.items():
+            if value < 0:
+                raise ValueError(f"{name}={value} must be at least 0")
+        if num_workers > (most := 8 * (os.cpu_count() or 1)):
+            raise ValueError(f"num_workers={num_workers} must be at most {most}, eight processes for each CPU core")
+        self.global_batch_size = global_batch_size
+        self.eval_batch_size = eval_batch_size
+        self.seed = seed
+        self.num_workers = num_workers
+        self.overfit_batches = overfit_batches
+
+    @abstractmethod
+    def step_label(self) -> str:
+        """What a step takes, for people."""
+
+    @abstractmethod
+    def train_batches(self, world_size: int, worker: int, batch_size: int) -> "TrainBatches":
+        """One worker's endless batches."""
+
+    @abstractmethod
+    def eval_batches(self, split: str, world_size: int, worker: int) -> Dataset:
+        """One worker's share of "val" or "test", in as many batches as every worker has."""
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """By measure, what a far simpler method reaches."""
+        return {}
+
+    def notes(self) -> list[str]:
+        """What a person should know about the data before training, one line each, each beginning with an argument."""
+        return []
+
+    def worker_batch_size(self, world_size: int, accumulate: int = 1) -> int:
+        """Samples per worker and batch. ValueError if they do not divide."""
+        parts = world_size * accumulate
+        if parts < 1:
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} cannot be cut into {parts} batches:"
+                f" world_size={world_size} and accumulate_grad_batches={accumulate} must be at least 1"
+            )
+        if self.global_batch_size % parts:
+            near = self.global_batch_size // parts * parts
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} must be divisible by {world_size} workers"
+                + (f" x {accumulate} accumulated batches" if accumulate > 1 else "")
+                + f"; the nearest that do: {', '.join(str(n) for n in (near, near + parts) if n)}"
+            )
+        return self.global_batch_size // parts
+
+    def _loader(self, dataset: Dataset) -> DataLoader:
+        generator = torch.Generator().manual_seed(0)  # its own: making an iterator must not move the global one
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            num_workers=self.num_workers,
+            generator=generator,
+            worker_init_fn=_leave_signals_to_training,
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        assert self.trainer is not None
+        trainer = self.trainer
+        batch_size = self.worker_batch_size(trainer.world_size, trainer.accumulate_grad_batches)
+        batches = self.train_batches(trainer.world_size, trainer.global_rank, batch_size)
+        batches.start = trainer.global_step * trainer.accumulate_grad_batches
+        batches.only = self.overfit_batches
+        return self._loader(batches)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._eval_loader("test")
+
+    def _eval_loader(self, split: str) -> DataLoader:
+        assert self.trainer is not None
+        return self._loader(self.eval_batches(split, self.trainer.world_size, self.trainer.global_rank))
+
+
+class TrainBatches(IterableDataset):
+    """Endless batches of one worker, from batch `start` on; with `only` n, the first n again and again. `batch(i)` is a
+    pure function."""
+
+    def __init__(self, n: int, *, batch_size: int, seed: int, worker: int, world_size: int, start: int = 0) -> None:
+        self.n = n
+        self.batch_size = batch_size
+        self.seed = seed
+        self.worker = worker
+        self.world_size = world_size
+        self.start = start
+        self.only: int | None = None
+
+    def samples(self, index: int) -> np.ndarray:
+        """The samples (batch_size,) of this worker's batch number `index`."""
+        first = (index * self.world_size + self.worker) * self.batch_size
+        epoch, position = np.divmod(np.arange(first, first + self.batch_size), self.n)
+        images = np.empty_like(position)
+        for e in np.unique(epoch):
+            images[epoch == e] = permute(position[epoch == e], self.n, seed=mixed(self.seed, int(e)))
+        return images
+
+    @abstractmethod
+    def batch(self, index: int) -> Any:
+        """This worker's batch number `index`."""
+
+    def __iter__(self) -> Iterator[Any]:
+        info = get_worker_info()
+        offset, stride = (info.id, info.num_workers) if info else (0, 1)
+        numbers = count(self.start + offset, stride)
+        return (self.batch(number % self.only if self.only else number) for number in numbers)
+
+
+def _leave_signals_to_training(_: int) -> None:
+    """A loader's process that died of Ctrl-C would take training down before it could stop with a checkpoint."""
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)
+
+
+def mixed(*numbers: int) -> int:
+    """One seed made of several."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
