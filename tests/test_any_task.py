@@ -186,20 +186,18 @@ def test_it_is_measured_alike_by_any_number_of_workers(home: Path, trained: tupl
     assert found[1] == pytest.approx(found[0], rel=1e-6)
 
 
-@pytest.mark.parametrize("strategy", ["diloco"])
-def test_on_data_that_keep_the_promises_it_is_resumed_exactly_within_an_epoch(
-    strategy: str, home: Path, tmp_path: Path
-) -> None:
-    states = []
-    arguments = ("data=kept_halves", "task=halves", f"strategy={strategy}", "trainer.devices=2", "test=false")
-    for name, steps in (("whole", (40,)), ("cut", (21, 40))):
-        directory = tmp_path / name
-        directory.mkdir()
-        for number, n in enumerate(steps):
-            start = (f"resume={only_run(directory)}",) if number else arguments
-            code, output = run(home, directory, *start, f"trainer.max_steps={n}")
-            assert code == 0, output
-        assert "does not say which worker" not in output
-        final = only_run(directory) / "checkpoints" / "final.ckpt"
-        states.append(torch.load(final, weights_only=True)["state_dict"])
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+def test_on_data_that_keep_the_promises_it_is_resumed_exactly_within_an_epoch(home: Path, tmp_path: Path) -> None:
+    arguments = ("data=kept_halves", "task=halves", "strategy=diloco", "trainer.devices=2", "test=false",
+                 "trainer.max_steps=40", "callbacks.checkpoint.every_n_train_steps=21")  # fmt: skip
+    code, output = run(home, tmp_path, *arguments)
+    assert code == 0, output
+    assert "does not say which worker" not in output
+    checkpoints = only_run(tmp_path) / "checkpoints"
+    final = checkpoints / "final.ckpt"
+    whole = torch.load(final, weights_only=True)["state_dict"]
+    final.unlink()
+    code, output = run(home, tmp_path, f"resume={only_run(tmp_path)}")
+    assert code == 0, output
+    assert "step-00000021.ckpt" in output
+    again = torch.load(final, weights_only=True)["state_dict"]
+    assert all(torch.equal(whole[name], again[name]) for name in whole)

@@ -84,10 +84,12 @@ def parts(config: DictConfig, choices: Mapping[str, str]) -> Parts:
     return Parts(data, task, uses_model)
 
 
-def trainer_of(config: DictConfig, **arguments: Any) -> Trainer:
-    """Lightning's Trainer. ConfigError for numbers of workers or steps that cannot be."""
-    trainer: Any = build(config.trainer, "trainer", **arguments)
+def trainer_of(config: DictConfig, data: LightningDataModule, **arguments: Any) -> Trainer:
+    """Lightning's Trainer for these data. ConfigError for numbers of workers or steps that cannot be."""
     wish = config.trainer
+    if "use_distributed_sampler" not in wish:
+        arguments["use_distributed_sampler"] = not contract.knows_workers(data)
+    trainer: Any = build(wish, "trainer", **arguments)
     devices = wish.devices
     asked = int(devices) * int(wish.get("num_nodes", 1)) if isinstance(devices, int) else trainer.world_size
     if trainer.world_size != asked:
@@ -140,8 +142,6 @@ class Run:
         self.parts = parts(config, self.job.choices)
         data, task = self.parts.data, self.parts.task
         self.measures = self.parts.measures
-        if config.trainer.get("use_distributed_sampler", False) is None:
-            config.trainer.use_distributed_sampler = not contract.knows_workers(data)
         check_targets(config)
         self.strategy = build(
             config.strategy, "strategy", worker_command=self.worker_command, fingerprint=self.job.config_digest
@@ -154,6 +154,7 @@ class Run:
         self._choose_accelerator()
         self.trainer = trainer_of(
             config,
+            data,
             strategy=self.strategy,
             callbacks=[*self._built("callbacks"), self.record, ProgressLine()] if fitting else [ProgressLine()],
             logger=self._loggers() if fitting else False,

@@ -43,6 +43,7 @@ from torch.profiler import ProfilerActivity, profile
 from tests.benchmarks.tick import OnlyParameters, quiet_trainer, time_ticks
 from ticks.config import build, compose_strictly
 from ticks.record.callback import Record
+from ticks.run import parts, trainer_of
 from ticks.strategy import DDP, FP32, Gradients, Int4, Int8, Outer, Parameters, TickStrategy
 
 TIMEOUT = 1200.0  # seconds for the workers of one measurement
@@ -125,13 +126,13 @@ class Segments(Callback):
 def fit(config: DictConfig, segments: Segments) -> list[np.ndarray]:
     """Train as train.py does, its record included, but without checkpoints."""
     torch.manual_seed(0)
-    data = build(config.data, "data")
-    task = build(config.task, "task", model=build(config.model, "model", vocab_size=data.vocab_size))
+    made = parts(config, {})
+    data, task = made.data, made.task
     with tempfile.TemporaryDirectory() as directory:
         record = Record(directory, tokens_per_step=1, every_n_steps=config.trainer.log_every_n_steps)
         own = {"callbacks": [record, segments], "logger": [], "default_root_dir": directory}
         strategy = build(config.strategy, "strategy")
-        trainer = build(config.trainer, "trainer", strategy=strategy, enable_checkpointing=False, **own)
+        trainer = trainer_of(config, data, strategy=strategy, enable_checkpointing=False, **own)
         trainer.fit(task, datamodule=data)
     return segments.seconds
 
@@ -178,8 +179,8 @@ class BareSegments(Segments):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self.model = build(self.config.model, "model", vocab_size=data.vocab_size)
-        task = build(self.config.task, "task", model=self.model)
+        task: Any = parts(self.config, {}).task
+        self.model = task.model
         task.trainer = trainer  # the schedule asks it for the number of steps
         chosen = task.configure_optimizers()
         self.optimizer, self.scheduler = chosen["optimizer"], chosen["lr_scheduler"]["scheduler"]

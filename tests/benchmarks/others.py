@@ -32,7 +32,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from tests.benchmarks.network.measure import Job, Meter, Steps, fit
 from tests.benchmarks.network.workers import Report
-from ticks.config import build
+from ticks.run import parts
 
 FRAGMENTS = 4
 LIGHTHOUSE_PORT = 29400
@@ -72,8 +72,8 @@ class Loop(ABC):
             precision="32-true",
             estimated_stepping_batches=config.trainer.max_steps,
         )
-        data = build(config.data, "data")
-        self.task = build(config.task, "task", model=build(config.model, "model", vocab_size=data.vocab_size))
+        made = parts(config, {})
+        data, self.task = made.data, made.task
         data.setup()
         data.trainer = self.task.trainer = self.trainer
         self.batches = data.train_dataloader()

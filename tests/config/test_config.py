@@ -28,6 +28,7 @@ from ticks.config import (
     with_home_directory,
 )
 from ticks.record import summary
+from ticks.run import parts
 from ticks.run_directory import find_unfinished
 from ticks.strategy.workers import WorkerStrategy
 
@@ -88,9 +89,9 @@ def test_every_yaml_builds_what_it_describes(
     config = composed(*tiny, *overrides)
     config.run_dir = str(tmp_path)
     check_targets(config)
-    data = build(config.data, "data")
-    model = build(config.model, "model", vocab_size=data.vocab_size)
-    task = build(config.task, "task", model=model)
+    made = parts(config, {})
+    data: Any = made.data
+    task = made.task
     strategy = build(config.strategy, "strategy")
     callbacks = [build(node, f"callbacks.{name}") for name, node in config.callbacks.items() if node]
     loggers = [build(node, f"logger.{name}") for name, node in config.logger.items() if node]
@@ -105,18 +106,18 @@ def test_every_yaml_builds_what_it_describes(
     assert isinstance(trainer, Trainer)
     data.prepare_data()
     assert data.load().n_bytes["train"] > config.data.block_size
-    tokens_BxT = torch.randint(data.vocab_size, (2, config.data.block_size))
-    assert task(tokens_BxT).shape == (2, config.data.block_size, data.vocab_size)
+    tokens_BxT = torch.randint(data.shape["vocab_size"], (2, config.data.block_size))
+    assert task(tokens_BxT).shape == (2, config.data.block_size, data.shape["vocab_size"])
     assert plain(config)
 
 
 def test_the_choices_reach_what_is_built() -> None:
     config = checked(*TINY, "model=rms_ticks", "model.adapter.width=5", "strategy.clock.interval=3")
-    model = build(config.model, "model", vocab_size=256)
+    model = build(config.model, "model", vocab_size=256, block_size=64)
     assert {type(block.norm1).__name__ for block in model.blocks} == {"RMSNorm"}
     assert model.blocks[0].adapter.down.weight.shape[0] == 5
     assert build(config.strategy, "strategy").clock.interval == 3
-    bare = build(checked(*TINY, "model=no_norm").model, "model", vocab_size=256)
+    bare = build(checked(*TINY, "model=no_norm").model, "model", vocab_size=256, block_size=64)
     assert isinstance(bare.final_norm, torch.nn.Identity)
 
 
@@ -191,7 +192,7 @@ def test_a_seed_of_zero_is_respected() -> None:
         ),
         (["~trainer.devices"], "trainer.devices is missing: give it a value instead"),
         (["~seed"], "seed is missing"),
-        (["~trainer.max_steps"], "trainer.max_steps is missing: give it a value instead of leaving it out\n"),
+        (["~trainer.max_steps"], "trainer.max_steps is missing: give it a value instead of leaving it out"),
         (["run_dir="], "run_dir= must be the path of a directory, or null"),
         (["resume="], "resume= must be the directory of a run, auto or null"),
         (["trainer.devices=x"], "trainer.devices=x must be a whole number, a list of GPUs, or auto"),
@@ -249,7 +250,9 @@ def test_a_typo_inside_a_groups_file_is_found(file: str, right: str, wrong: str,
     ("content", "message"),
     [
         ("seeed: 3", "unknown key 'seeed'; did you mean 'seed'? valid: "),
-        ("trainer: {max_stepss: 3}", "unknown key 'trainer.max_stepss'; did you mean 'max_steps'? valid: "),
+        ("trainer: {max_stepss: 3}", "Trainer takes no 'max_stepss'; did you mean 'max_steps'? valid: "),
+        ("callbacks: {beep: {_target_: lightning.pytorch.callbacks.Timer, houers: 3}}", "takes no 'houers'; "),
+        ("callbacks: {beep: {durations: 3}}", "callbacks.beep has no _target_, so it would do nothing"),
         ("model: {norm: {epz: 1.0e-3}}", "unknown key 'model.norm.epz'; did you mean 'eps'? valid: "),
         ("strategy: {clock: {intervall: 3}}", "unknown key 'strategy.clock.intervall'; did you mean 'interval'?"),
     ],
@@ -259,8 +262,23 @@ def test_a_typo_inside_an_experiment_or_debug_file_is_found(
 ) -> None:
     (configs / group / "mine.yaml").write_text(f"# @package _global_\n{content}\n")
     with pytest.raises(ConfigError) as error:
-        composed(f"{group}=mine", configs=configs)
+        checked(f"{group}=mine", configs=configs)
     assert message in messages(error)
+
+
+@pytest.mark.parametrize("group", ["experiment", "debug"])
+def test_an_experiment_may_add_trainer_arguments_callbacks_and_loggers(group: str, configs: Path) -> None:
+    added = """
+trainer: {deterministic: true, profiler: simple}
+callbacks: {lr: {_target_: lightning.pytorch.callbacks.LearningRateMonitor, logging_interval: step}}
+logger: {mine: {_target_: lightning.pytorch.loggers.CSVLogger, save_dir: somewhere}}
+"""
+    (configs / group / "mine.yaml").write_text(f"# @package _global_{added}")
+    config = checked(f"{group}=mine", configs=configs)
+    assert config.trainer.deterministic is True
+    assert config.callbacks.lr.logging_interval == "step"
+    assert config.callbacks.checkpoint.save_top_k == 2
+    assert config.logger.mine.save_dir == "somewhere"
 
 
 def test_an_experiment_is_held_against_the_groups_it_chooses_itself(configs: Path) -> None:
@@ -330,7 +348,7 @@ def test_an_argument_that_its_target_does_not_take_is_named(override: str, messa
 )
 def test_a_value_that_is_refused_when_built_is_named(overrides: list[str], group: str, message: str) -> None:
     config = checked(*TINY, *overrides)
-    more = {"vocab_size": 256} if group == "model" else {}
+    more = {"vocab_size": 256, "block_size": 32} if group == "model" else {}
     with pytest.raises(ConfigError) as error:
         build(config[group], group, **more)
     assert str(error.value).startswith(message)

@@ -17,6 +17,7 @@ TOP_LEVEL = {
     "name", "seed", "resume", "test", "run_dir", "data", "model", "task", "strategy",
     "trainer", "callbacks", "logger",
 }  # fmt: skip
+EXTENSIBLE = ("trainer.", "callbacks.", "logger.")  # to which experiment and debug files may add
 MOVED = {"sample_bytes": "task.sample_bytes", "sample_prompt": "task.sample_prompt"}  # by what they were once called
 REQUIRED = ("data", "model", "task", "strategy", "trainer")  # each is built from its _target_
 
@@ -69,7 +70,8 @@ def check_values(config: DictConfig) -> None:
         raise ConfigError("resume= must be the directory of a run, auto or null")
     devices = OmegaConf.select(config, "trainer.devices", throw_on_resolution_failure=False)
     text = isinstance(devices, str) and re.fullmatch(r"auto|-1|\d+(, ?\d+)*,?", devices)
-    if not (text or isinstance(devices, int | ListConfig)) or isinstance(devices, bool):
+    elsewhere = devices is None and OmegaConf.is_interpolation(config.trainer, "devices")  # and not to be found there
+    if not (text or elsewhere or isinstance(devices, int | ListConfig)) or isinstance(devices, bool):
         raise ConfigError(f"trainer.devices={devices} must be a whole number, a list of GPUs, or auto")
     _refuse_no_number(config, "")
 
@@ -101,6 +103,8 @@ def _check_below(node: Any, base: Any, path: str, added: set[str]) -> None:
         here = f"{path}{key!s}"
         if here in added:
             continue
+        if key not in base and path in EXTENSIBLE:
+            continue  # what is built says whether it takes it
         if key not in base:
             raise ConfigError(f"unknown key '{here}'{did_you_mean(str(key), map(str, base))}")
         _check_below(_said(node, key), _said(base, key), f"{here}.", added)

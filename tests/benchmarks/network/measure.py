@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tests.benchmarks.network.link import sent
 from tests.benchmarks.network.workers import Report
 from ticks.config import build, compose_strictly
+from ticks.run import parts, trainer_of
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 WORKERS = 4
@@ -188,8 +189,8 @@ def measure(job: Job, report: Report) -> None:
 
 def fit(config: DictConfig, strategy: Any, callbacks: list[Callback]) -> LightningModule:
     """Train as train.py does, without its record, checkpoints and summary."""
-    data = build(config.data, "data")
-    task = build(config.task, "task", model=build(config.model, "model", vocab_size=data.vocab_size))
-    trainer = build(config.trainer, "trainer", strategy=strategy, callbacks=callbacks)
+    made = parts(config, {})
+    data, task = made.data, made.task
+    trainer = trainer_of(config, data, strategy=strategy, callbacks=callbacks)
     trainer.fit(task, datamodule=data)
     return task
