@@ -213,11 +213,12 @@ def _dies_of(error: BaseException) -> None:
 
 
 def test_what_a_job_came_to_is_known_where_it_was_started(tmp_path: Path) -> None:
-    summary.write(tmp_path, {"status": "finished", "val_loss": 1.25})
+    summary.write(tmp_path, {"status": "finished", "measure": "accuracy", "better": "higher", "val_accuracy": 0.75})
     path = os.pathsep.join(filter(None, sys.path))
     code = f"from ticks.jobs import tell; tell(run_dir={str(tmp_path)!r})"
     outcome = run_job([sys.executable, "-c", code], ["a=1"], env={"PYTHONPATH": path})
-    assert outcome == Outcome(["a=1"], "finished", measure=1.25, run_dir=str(tmp_path))
+    measured = {"measure": 0.75, "measured": "accuracy", "better": "higher"}
+    assert outcome == Outcome(["a=1"], "finished", run_dir=str(tmp_path), **measured)
 
 
 def test_why_a_job_failed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,12 +261,14 @@ def test_the_table_is_readable_at_80_columns(
     runs = tmp_path / "logs" / "runs"
     show(
         {
-            1: Outcome([*same, "task.lr=1"], "failed", message="[bold] it was nan", run_dir=f"{runs}/2026-01-02_ticks"),
+            1: Outcome(
+                [*same, "optimizer.lr=1"], "failed", message="[bold] it was nan", run_dir=f"{runs}/2026-01-02_ticks"
+            ),
             2: Outcome(
                 [*same, "model.adapter.width=32", "strategy.clock.interval=128", "data.path=[a]"], "finished", 1.25
             ),
-            3: Outcome([*same, "task.lr=2"], "stopped", run_dir=f"{runs}/2026-01-03_a b", code=143),
-            4: Outcome([*same, "task.lr=3"]),
+            3: Outcome([*same, "optimizer.lr=2"], "stopped", run_dir=f"{runs}/2026-01-03_a b", code=143),
+            4: Outcome([*same, "optimizer.lr=3"]),
         }
     )
     out = capsys.readouterr().out
@@ -274,7 +277,7 @@ def test_the_table_is_readable_at_80_columns(
     assert "all jobs: debug=fast logger=csv" in lines
     assert "runs in logs/runs" in lines
     rows = [line.split() for line in lines]
-    assert ["1", "task.lr=1", "failed", "-", "2026-01-02_ticks"] in rows
+    assert ["1", "optimizer.lr=1", "failed", "-", "2026-01-02_ticks"] in rows
     assert ["2", "model.adapter.width=32", "finished", "1.2500", "-"] in rows
     assert "data.path=[a]" in out
     assert max(map(len, lines[: lines.index("job 1 failed: [bold] it was nan")])) <= 80
@@ -288,7 +291,7 @@ def test_the_table_is_readable_at_80_columns(
 def test_a_failed_job_ends_nothing_but_itself(tmp_path: Path) -> None:
     code, output = run_command(
         tmp_path, "debug=fast", "test=false", "task.sample_bytes=0", "callbacks=none", "trainer.max_steps=4",
-        "-m", "task.lr=1e30,1e-3", seconds=150,
+        "-m", "optimizer.lr=1e30,1e-3", seconds=150,
     )  # fmt: skip
     assert code == 1, output
     (sweep,) = (tmp_path / "logs" / "multiruns").iterdir()
@@ -296,7 +299,7 @@ def test_a_failed_job_ends_nothing_but_itself(tmp_path: Path) -> None:
     assert statuses == ["failed", "finished"]
     cells = [line.split() for line in output.splitlines()]
     rows = [row[1:3] for row in cells if row and row[0] in "01"]
-    assert rows == [["task.lr=1e+30", "failed"], ["task.lr=0.001", "finished"]]
+    assert rows == [["optimizer.lr=1e+30", "failed"], ["optimizer.lr=0.001", "finished"]]
     assert "job 0 failed: worker 0's training loss was" in output
     assert "Traceback" not in output
 

@@ -63,7 +63,7 @@ def test_each_job_of_a_multirun_has_a_directory_of_its_own(tmp_path: Path) -> No
 def test_a_picture_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for step in (1, 2):
-        summary.write(tmp_path, {"strategy": "ddp", "steps": step})
+        summary.write(tmp_path, {"strategy": "ddp", "steps": step, "measure": "bits_per_byte"})
     rows = "step,bytes_sent,val/bits_per_byte\n1,10,3\n2,20,2\n"
     (tmp_path / "metrics.csv").write_text(rows)
     code, output = run_command(tmp_path, "report", ".", "out=file/x.png", program="ticks")

@@ -72,7 +72,7 @@ def test_tables_are_drawn_with_what_the_encoding_has(monkeypatch: pytest.MonkeyP
     for encoding, line in (("latin-1", "-----"), ("utf-8", "─────")):
         stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace")
         monkeypatch.setattr(sys, "stdout", stream)
-        show_result(about, before=None, floors={}, ddp_bytes=None, measuring_bytes=0, sample="grün π")
+        show_result(about, measures=[], before={}, baselines={}, ddp_bytes=None, measuring_bytes=0, shown="grün π")
         stream.flush()
         drawn = stream.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
         assert line in drawn
@@ -81,7 +81,7 @@ def test_tables_are_drawn_with_what_the_encoding_has(monkeypatch: pytest.MonkeyP
 
 def run_into(output: str, directory: Path, *arguments: str, program: str = "train.py") -> mp.process.BaseProcess:
     """A forked command whose stdout and stderr are the file `output`."""
-    arguments_and_output = (directory, arguments, program, {}, Path(output))
+    arguments_and_output = (directory, arguments, program, {}, Path(output), REPOSITORY / "configs")
     process = mp.get_context("fork").Process(target=_command, args=arguments_and_output)
     process.start()
     return process

@@ -201,15 +201,15 @@ BAD_INPUT = {
     "strategy=tick": ("strategy=tick", "did you mean 'ticks'"),
     "trainer.max_stepss=5": ("trainer.max_stepss", "did you mean 'max_steps'"),
     "+task.learning_rate=1": ("task.learning_rate", "takes no 'learning_rate'"),
-    "task.lr=-1": ("lr=-1", "negative"),
+    "optimizer.lr=-1": ("lr=-1", "negative"),
     "resume=nowhere": ("nowhere", "no run directory"),
     "trainer.precision=7": ("precision", "7"),
     "trainer.val_check_interval=0": ("trainer.val_check_interval=0", "above 0"),
     "-m foo": ("foo", "cannot read"),
     "+trainer.max_time=00:01:00:00": ("max_time", "give max_steps"),
     "+trainer.limit_train_batches=4": ("limit_train_batches", "use max_steps"),
-    "task.betas=[2,3]": ("task.betas=[2, 3]", "from 0 to below 1"),
-    "task.lr=nan": ("task.lr=nan", "must be a number"),
+    "optimizer.betas=[2,3]": ("optimizer.betas=[2, 3]", "from 0 to below 1"),
+    "optimizer.lr=nan": ("optimizer.lr=nan", "must be a number"),
     "model.d_ff=0": ("model.d_ff=0", "at least 1"),
 }
 
@@ -315,7 +315,7 @@ def test_tensorboard_gets_metrics_at_the_steps_of_metrics_csv(tmp_path: Path) ->
         ("task.sample_bytes=abc", "whole number"),
         ("model=rms", "chosen groups cannot"),
         ("model.d_model=64", "keeps its model"),
-        ("task.lr=0.1", "keeps its task"),
+        ("optimizer.lr=0.1", "keeps its optimizer"),
         ("trainer.max_steps=2.5", "must be a whole number"),
     ],
 )
@@ -396,7 +396,7 @@ def test_traffic_goes_on_counting_when_the_number_of_workers_changes(
 
 def test_a_model_whose_final_loss_is_not_finite_has_failed(tmp_path: Path) -> None:
     """Its parameters are finite, only far too large: no tick notices."""
-    code, output = run_command(tmp_path, *FAST, "strategy=ddp", "task.lr=1000000", "trainer.max_steps=4",
+    code, output = run_command(tmp_path, *FAST, "strategy=ddp", "optimizer.lr=1000000", "trainer.max_steps=4",
                                "trainer.val_check_interval=2")  # fmt: skip
     assert code == 1, output
     assert "Traceback" not in output

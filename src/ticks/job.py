@@ -19,7 +19,10 @@ from ticks.config import ConfigError, check_values, did_you_mean, digest, plain
 from ticks.run_directory import chosen_run_directory, find_unfinished, load_config, new_run_directory
 from ticks.strategy.identity import Identity, WrongLauncher, who_am_i
 
-KEPT = {"fit": ("data", "model", "task", "seed"), "eval": ("model",)}  # what cannot change once a run has begun
+KEPT = {
+    "fit": ("data", "model", "task", "optimizer", "schedule", "parameter_groups", "seed"),
+    "eval": ("model",),
+}  # what cannot change once a run has begun
 HARMLESS = ("data.num_workers", "data.eval_batch_size", "task.sample_bytes", "task.sample_prompt")
 
 

@@ -7,7 +7,7 @@ import resource
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ from lightning import LightningDataModule, LightningModule, seed_everything
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ticks import contract
 from ticks.config import ConfigError, build, check_targets, offered, takes
 from ticks.contract import Measure
 from ticks.job import Job, relative
+from ticks.optim import Rule, configure
 from ticks.record import summary as file
 from ticks.record.callback import Record
 from ticks.record.progress import ProgressLine
@@ -55,6 +56,7 @@ class Parts:
     data: LightningDataModule
     task: LightningModule
     uses_model: bool  # else the task has one of its own
+    own_optimizer: bool  # of the task
 
     @property
     def measures(self) -> list[Measure]:
@@ -67,7 +69,7 @@ class Parts:
 
 def parts(config: DictConfig, choices: Mapping[str, str]) -> Parts:
     """Data, and a task with the model it is to train. ConfigError for what does not fit together."""
-    for group in ("data", "model", "task"):
+    for group in ("data", "model", "task", "optimizer", "schedule"):
         check_targets(config[group], group)
     data = build(config.data, "data")
     shape, source = contract.shape_of(data), f"data={choices.get('data', '')}".rstrip("=")
@@ -75,13 +77,33 @@ def parts(config: DictConfig, choices: Mapping[str, str]) -> Parts:
     made: dict[str, Any] = {}
     if uses_model:
         made["model"] = build(config.model, "model", **offered(config.model, "model", shape, source))
+    how = {"optimizer": build(config.optimizer, "optimizer"), "schedule": build(config.schedule, "schedule")}
+    how["parameter_groups"] = _rules(config.parameter_groups)
+    made |= {name: value for name, value in how.items() if takes(config.task, name)}
     task = build(config.task, "task", **made, **offered(config.task, "task", shape, source))
     for room, thing, kind in (("data", data, LightningDataModule), ("task", task, LightningModule)):
         if not isinstance(thing, kind):
             raise ConfigError(
                 f"{room}._target_={config[room]['_target_']}: {type(thing).__name__} is no {kind.__name__}"
             )
-    return Parts(data, task, uses_model)
+    own_optimizer = is_overridden("configure_optimizers", task, LightningModule) and "optimizer" not in made
+    if not is_overridden("configure_optimizers", task, LightningModule):
+        task.configure_optimizers = lambda: configure(task, **how)
+    return Parts(data, task, uses_model, own_optimizer)
+
+
+def _rules(said: Any) -> list[Rule]:
+    """ConfigError for what is no rule."""
+    if not isinstance(said, ListConfig):
+        raise ConfigError(f"parameter_groups={said} must be a list of rules, [{{match: norm, weight_decay: 0}}]")
+    rules = []
+    for i, rule in enumerate(said):
+        try:
+            rules.append(Rule(**rule))
+        except (TypeError, ValueError) as error:
+            known = ", ".join(field.name for field in fields(Rule))
+            raise ConfigError(f"parameter_groups[{i}]={rule}: {error}; a rule has {known}") from None
+    return rules
 
 
 def trainer_of(config: DictConfig, data: LightningDataModule, **arguments: Any) -> Trainer:
@@ -278,7 +300,7 @@ class Run:
     def _refuse_a_lost_model(self) -> None:
         """NonFiniteLoss, on every worker, if what was trained cannot be measured: a tick sees parameters only."""
         step, metrics = self.record.last_val or (0, {})
-        for name in dict.fromkeys([*(f"val/{m.name}" for m in self.measures), "val/loss"]):
+        for name in dict.fromkeys(["val/loss", *(f"val/{m.name}" for m in self.measures)]):
             if not math.isfinite(metrics.get(name, 0.0)):
                 raise NonFiniteLoss(
                     f"{name} is {metrics[name]} after step {step}: lower the learning rate or clip gradients"
@@ -327,6 +349,12 @@ class Run:
         if not self.parts.uses_model:
             name = type(self.parts.task).__name__
             notes.append(f"{name} takes no model: model={self.job.choices.get('model')} is not used")
+        if self.parts.own_optimizer:
+            name, choices = type(self.parts.task).__name__, self.job.choices
+            notes.append(
+                f"{name} has an optimizer of its own: optimizer={choices.get('optimizer')},"
+                f" schedule={choices.get('schedule')} and parameter_groups are not used"
+            )
         return notes
 
     def _last_val(self) -> dict[str, float]:

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ticks.config import ConfigError, digest
 from ticks.record import summary
 
+SCHEDULE = {"warmup_steps": "warmup_steps", "min_ratio": "min_lr_ratio"}  # what a task once said of it
 RUNS, MULTIRUNS = Path("logs/runs"), Path("logs/multiruns")
 
 
@@ -106,6 +107,13 @@ def modernised(config: DictConfig) -> DictConfig:
     if "sample_bytes" in config:  # once at the top, though they are the task's
         prompt = config.pop("sample_prompt", "The ")
         config.task.update({"sample_bytes": config.pop("sample_bytes"), "sample_prompt": prompt})
+    if "optimizer" not in config:  # once they were the task's
+        task = config.task
+        optimizer = {key: task.pop(key) for key in ("lr", "weight_decay", "betas", "eps") if key in task}
+        schedule = {new: task.pop(old) for new, old in SCHEDULE.items() if old in task}
+        config.optimizer = {"_target_": "ticks.optim.adamw", "_partial_": True, **optimizer}
+        config.schedule = {"_target_": "ticks.optim.WarmupCosine", **schedule}
+        config.parameter_groups = []
     return config
 
 

@@ -29,6 +29,7 @@ from ticks.config import (
     check_sweep,
     check_values,
     compose_strictly,
+    leave_out,
     with_home_directory,
 )
 from ticks.config.hydra import flags
@@ -121,6 +122,9 @@ def _hydra_job(config: DictConfig) -> float | None:
     about = HydraConfig.get()
     many = about.mode == RunMode.MULTIRUN
     try:
+        places = [Path(source.path) for source in about.runtime.config_sources if source.schema == "file"]
+        for place in places[:1]:
+            leave_out(config, about.runtime.choices, place)
         check_keys(config, config)
         check_values(config)
         job = planned_job(config)

@@ -183,7 +183,7 @@ def test_a_seed_of_zero_is_respected() -> None:
         (["+logger.extra=1"], "logger.extra=1 must be a class to build, with its _target_, or null"),
         (["callbacks.checkpoint=off"], "callbacks.checkpoint=off must be a class to build"),
         (["model.dropout=nan"], "model.dropout=nan must be a number"),
-        (["task.betas=[0.9,nan]"], "task.betas[1]=nan must be a number"),
+        (["optimizer.betas=[0.9,nan]"], "optimizer.betas[1]=nan must be a number"),
         (["trainer.num_nodes=-inf"], "trainer.num_nodes=-inf must be a whole number of at least 1"),
         (["run_dir={a:1}"], "run_dir={'a': 1} must be the path of a directory"),
         (
@@ -311,7 +311,7 @@ def test_a_callback_or_logger_without_target_is_an_error_and_not_dropped(group: 
         ),
         ("+model.norm.gain=1", "model.norm.gain=1: ticks.models.LayerNorm takes no 'gain'; valid: bias, d_model, eps"),
         ("+strategy.hearbeat_seconds=1", "did you mean 'heartbeat_seconds'?"),
-        ("task.lr=fast", "task.lr=fast must be a number"),
+        ("optimizer.lr=fast", "optimizer.lr=fast must be a number"),
         ("model.d_model=2.5", "model.d_model=2.5 must be a whole number"),
         ("model.bias=2", "model.bias=2 must be true or false"),
         ("trainer.max_steps=many", "trainer.max_steps=many must be a whole number"),
@@ -382,10 +382,10 @@ def sweeps_seeds(configs: Path, values: str, key: str = "seed") -> Path:
 
 
 def test_every_job_of_a_multirun_is_known_before_it_starts(configs: Path) -> None:
-    jobs = check_sweep(["seed=1", "model=glob(rms*)", "hydra.sweep.subdir=x", "task.lr=1e-3,2e-3"], CONFIGS)
+    jobs = check_sweep(["seed=1", "model=glob(rms*)", "hydra.sweep.subdir=x", "optimizer.lr=1e-3,2e-3"], CONFIGS)
     assert [(job[1], job[2]) for job in jobs] == [
-        ("model=rms", "task.lr=0.001"), ("model=rms", "task.lr=0.002"),
-        ("model=rms_ticks", "task.lr=0.001"), ("model=rms_ticks", "task.lr=0.002"),
+        ("model=rms", "optimizer.lr=0.001"), ("model=rms", "optimizer.lr=0.002"),
+        ("model=rms_ticks", "optimizer.lr=0.001"), ("model=rms_ticks", "optimizer.lr=0.002"),
     ]  # fmt: skip
     assert all(len(job) == 3 for job in jobs)
     assert check_sweep(["test=false"], sweeps_seeds(configs, "3,4")) == [
@@ -417,7 +417,7 @@ def other_sweeper(configs: Path) -> Path:
         (["seeed=1"], "unknown key 'seeed'"),
         (["model=ln,rmss"], "model=rmss is unknown; did you mean 'rms'?"),
         (["seed=interval(-1,3)"], "seed=-1.0 must be a whole number"),
-        (["seed=0,1,x", "task.lr=interval(1e-4,1e-2)"], "seed=x must be a whole number"),
+        (["seed=0,1,x", "optimizer.lr=interval(1e-4,1e-2)"], "seed=x must be a whole number"),
         (["hydra.sweeper.n_trails=4"], "hydra.sweeper.n_trails"),
         (["hydra.sweeper.params={seeed:'interval(1,2)'}"], "unknown key 'seeed'"),
         (["hydra/launcher=nothing"], "Could not find 'hydra/launcher/nothing'"),
@@ -432,7 +432,7 @@ def test_what_another_sweeper_can_choose_is_checked(overrides: list[str], messag
 def test_another_sweeper_may_choose_from_intervals(other_sweeper: Path) -> None:
     overrides = [
         "hydra/sweeper=other",
-        "task.lr=interval(1e-4,1e-2)",
+        "optimizer.lr=interval(1e-4,1e-2)",
         "model=ln_ticks,rms_ticks",
         "model.adapter.width=8",
     ]
@@ -505,7 +505,7 @@ except SystemExit as exit_:
         (["+foo=1"], "unknown key 'foo'; valid: "),
         (["data=null"], "data=null is unknown"),
         (["seed=abc"], "seed=abc must be a whole number"),
-        (["debug=fast", "task.lr=abc"], "task.lr=abc must be a number"),
+        (["debug=fast", "optimizer.lr=abc"], "optimizer.lr=abc must be a number"),
         (["debug=fast", "model.n_heads=3"], "model.n_heads=3 must divide d_model=32"),
         (["debug=fast", "trainer.accumulate_grad_batches=0"], "accumulate_grad_batches=0 must be at least 1"),
         (["data=text"], "path is not set"),

@@ -25,7 +25,7 @@ SEVERAL_ROUNDS = {  # presets whose published rounds are longer than these runs
     "adacomm": ("strategy.clock.interval=8", "strategy.clock.block_steps=20"),
     "diloco": ("strategy.clock.interval=24",),
     "local_sgd_int4": ("strategy.clock.intervals=[[0,2],[80,3]]",),
-    "post_local_sgd": ("task.warmup_steps=40",),
+    "post_local_sgd": ("schedule.warmup_steps=40",),
     "slowmo": ("strategy.clock.interval=12",),
     "streaming_diloco": ("strategy.clock.interval=24", "model.n_layers=4"),
 }

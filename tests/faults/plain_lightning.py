@@ -6,6 +6,7 @@
 
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 
@@ -18,6 +19,7 @@ def main() -> None:
 
     from ticks.data import BBCNews
     from ticks.models import DecoderTransformer, LayerNorm
+    from ticks.optim import WarmupCosine, adamw
     from ticks.tasks import LanguageModeling
 
     seed_everything(0, workers=True, verbose=False)
@@ -25,7 +27,8 @@ def main() -> None:
     model = DecoderTransformer(
         vocab_size=256, block_size=32, d_model=32, n_layers=1, n_heads=2, dropout=0.1, norm=LayerNorm, position="rotary"
     )
-    task = LanguageModeling(model=model, lr=5e-3, warmup_steps=2)
+    how = {"optimizer": partial(adamw, lr=5e-3), "schedule": WarmupCosine(warmup_steps=2, min_ratio=0.1)}
+    task = LanguageModeling(model, **how)
     saver = ModelCheckpoint(
         directory, filename="{step}", monitor="step", mode="max", save_top_k=2, every_n_train_steps=40
     )

@@ -18,7 +18,7 @@ from tests.faults.plan import Trial
 from tests.faults.runs import Run
 
 TO_NOTICE = 20.0  # seconds until something has to be written
-MEGABYTES = 16
+MEGABYTES = 32  # room for three checkpoints of three workers: a run keeps two and writes one
 
 
 def run(trial: Trial, directory: Path, kept: Kept) -> Outcome:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tests.conftest import run_workers
+from ticks.optim import WarmupCosine
 from ticks.record.callback import Record
 from ticks.record.metrics import MetricsFile
 from ticks.strategy import TickStrategy
@@ -73,7 +74,7 @@ def fit(
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
         default_root_dir=directory, use_distributed_sampler=False,
     )  # fmt: skip
-    task = LanguageModeling(Table(), warmup_steps=0)
+    task = LanguageModeling(Table(), schedule=WarmupCosine(min_ratio=0.1))
     if logger:
         trainer.validate(task, batches(1), verbose=False)
     trainer.fit(task, batches(100), batches(1), ckpt_path=resume)

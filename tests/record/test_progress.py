@@ -69,7 +69,9 @@ def test_the_line_keeps_bar_count_rate_and_time_left(width: int) -> None:
 def test_training_ends_with_what_was_done(tmp_path: Path) -> None:
     on = console(100)
     trainer(on, tmp_path).fit(LanguageModeling(Table()), batches(100), batches(3))
-    assert re.match(r"training ━+ 9/9 [\d.]+/s +00:00 left loss \d\.\d+  val \d\.\d+", lines(on)[-1]), lines(on)
+    assert re.match(r"training ━+ 9/9 [\d.]+/s +00:00 left loss \d\.\d+  val bits per byte \d\.\d+", lines(on)[-1]), (
+        lines(on)
+    )
 
 
 @pytest.mark.parametrize("by", [None, SystemExit, RuntimeError])
@@ -99,7 +101,7 @@ def test_without_a_terminal_there_are_plain_lines_with_the_last_step(tmp_path: P
     on = console(80, terminal=False)
     trainer(on, tmp_path).fit(LanguageModeling(Table()), batches(100), batches(3))
     assert [line.split()[:2] for line in lines(on)] == [["step", f"{step}/9"] for step in (4, 8, 9)]
-    assert re.match(r"step 4/9  val \d\.\d+  \d\.\d+ bits/byte$", lines(on)[0])
+    assert re.match(r"step 4/9  val bits per byte \d\.\d+  val loss \(nats\) \d\.\d+$", lines(on)[0])
 
 
 def test_without_a_terminal_a_long_evaluation_says_how_far_it_is(tmp_path: Path) -> None:

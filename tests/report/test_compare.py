@@ -196,7 +196,7 @@ def test_a_run_whose_record_is_damaged_is_listed_and_said_not_to_be_drawn(
 def test_what_needs_no_workers_asks_for_no_launcher(left: dict[str, str], tmp_path: Path) -> None:
     code, output = run_command(tmp_path, "report", "no/run", program="ticks", env=left)
     assert code == 2
-    assert output.startswith("error: no/run"), output
+    assert output.startswith("error: no run in 'no/run'"), output
 
 
 def test_runs_are_compared_without_torch() -> None:

@@ -416,10 +416,10 @@ def test_each_yaml_makes_its_clock(overrides: list[str], label: str) -> None:
 
 
 def test_quadratic_takes_the_warm_up_of_the_task_and_its_peak_gives_the_base() -> None:
-    clock = composed("strategy/clock=quadratic", "task.warmup_steps=7")
+    clock = composed("strategy/clock=quadratic", "schedule.warmup_steps=7")
     assert isinstance(clock, Quadratic)
     assert clock.warmup_steps == 7
-    lr = compose_strictly([], REPOSITORY / "configs").task.lr
+    lr = compose_strictly([], REPOSITORY / "configs").optimizer.lr
     assert clock.round_length(Facts(step=100, lr=lr)) == clock.base_interval
 
 

@@ -387,7 +387,7 @@ class OwnValues(Toy):
         super().__init__(dropout=0.3)
         self.values = iter(self.VALUES[int(os.environ["LOCAL_RANK"])])
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def on_validation_epoch_end(self) -> None:  # where nothing tells how many samples are behind a number
         self.log("val_loss", next(self.values))
 
     def test_step(self, batch: Any, batch_idx: int) -> None:

@@ -5,7 +5,7 @@ without experiment and debug files, so a typo inside such a file is an error too
 `_target_` and compares its arguments. Every error names the key, the value and what would be valid.
 """
 
-from ticks.config.compose import check_place, check_sweep, compose_strictly, default_choices
+from ticks.config.compose import check_place, check_sweep, compose_strictly, default_choices, leave_out
 from ticks.config.digest import digest, plain
 from ticks.config.keys import check_keys, check_values
 from ticks.config.messages import ConfigError, did_you_mean, quoted
@@ -26,6 +26,7 @@ __all__ = [
     "digest",
     "group_options",
     "is_out_of_memory",
+    "leave_out",
     "locate",
     "offered",
     "plain",

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ def _compose_checked(overrides: Sequence[str], config_dir: Path) -> DictConfig:
         with in_hydra(config_dir):
             config = compose("train", overrides=list(overrides), return_hydra_config=True)
             choices: Any = OmegaConf.to_container(config.hydra.runtime.choices)
+            leave_out(config, choices, config_dir)
             named = {group for group in OVERLAYS if choices.get(group)} | {o.key_or_group for o in parsed}
             overlaid = not named.isdisjoint(OVERLAYS)
             base = compose("train", overrides=_without_overlays(parsed, choices, config_dir)) if overlaid else config
@@ -60,6 +61,32 @@ def _compose_checked(overrides: Sequence[str], config_dir: Path) -> DictConfig:
     check_keys(own, own if base is config else base, added)
     check_values(own)
     return config
+
+
+def leave_out(config: DictConfig, choices: Mapping[str, Any], config_dir: Path) -> None:
+    """Drop from `config` what the chosen debug file says of data, model or task of another kind: it is for any task.
+
+    A key that no file of its group has stays, and is found to be unknown.
+    """
+    file = config_dir / "debug" / f"{choices.get('debug')}.yaml"
+    said: Any = OmegaConf.load(file) if file.is_file() else {}
+    for group in ("data", "model", "task", "optimizer", "schedule"):
+        there = _keys(config_dir / group, str(choices.get(group)))
+        anywhere = {key for option in (config_dir / group).glob("*.yaml") for key in _keys(option.parent, option.stem)}
+        for key in said.get(group, {}):
+            if key not in there and key in anywhere:
+                OmegaConf.set_struct(config, False)
+                config[group].pop(key, None)
+
+
+def _keys(folder: Path, option: str) -> set[str]:
+    """The keys that a group's file has, with those of the files that it builds on."""
+    file = folder / f"{option}.yaml"
+    content: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+    defaults = content.pop("defaults", [])
+    below = {str(key).rpartition(" ")[2] for entry in defaults if isinstance(entry, dict) for key in entry}
+    bases = [_keys(folder, entry) for entry in defaults if isinstance(entry, str) and entry != "_self_"]
+    return set(content).union(below, *bases)
 
 
 def _refuse_a_value_for_a_group(override: Override, parsed: Sequence[Override], config_dir: Path) -> None:

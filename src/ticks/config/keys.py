@@ -10,16 +10,20 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ticks.config.messages import ConfigError, did_you_mean
 
-NEEDED = ("name", "seed", "resume", "test", "run_dir", "trainer.accelerator", "trainer.devices",
+NEEDED = ("name", "seed", "resume", "test", "run_dir", "parameter_groups", "trainer.accelerator", "trainer.devices",
           "trainer.max_steps",
           "trainer.val_check_interval")  # fmt: skip
 TOP_LEVEL = {
-    "name", "seed", "resume", "test", "run_dir", "data", "model", "task", "strategy",
-    "trainer", "callbacks", "logger",
+    "name", "seed", "resume", "test", "run_dir", "parameter_groups", "data", "model", "task", "optimizer", "schedule",
+    "strategy", "trainer", "callbacks", "logger",
 }  # fmt: skip
 EXTENSIBLE = ("trainer.", "callbacks.", "logger.")  # to which experiment and debug files may add
-MOVED = {"sample_bytes": "task.sample_bytes", "sample_prompt": "task.sample_prompt"}  # by what they were once called
-REQUIRED = ("data", "model", "task", "strategy", "trainer")  # each is built from its _target_
+MOVED = {  # by what they were once called
+    "sample_bytes": "task.sample_bytes", "sample_prompt": "task.sample_prompt", "task.lr": "optimizer.lr",
+    "task.weight_decay": "optimizer.weight_decay", "task.betas": "optimizer.betas", "task.eps": "optimizer.eps",
+    "task.warmup_steps": "schedule.warmup_steps", "task.min_lr_ratio": "schedule.min_ratio",
+}  # fmt: skip
+REQUIRED = ("data", "model", "task", "optimizer", "schedule", "strategy", "trainer")  # each is built from its _target_
 
 
 def check_keys(config: DictConfig, base: DictConfig, added: Iterable[str] = ()) -> None:
@@ -106,5 +110,6 @@ def _check_below(node: Any, base: Any, path: str, added: set[str]) -> None:
         if key not in base and path in EXTENSIBLE:
             continue  # what is built says whether it takes it
         if key not in base:
-            raise ConfigError(f"unknown key '{here}'{did_you_mean(str(key), map(str, base))}")
+            hint = f": it is {MOVED[here]} now" if here in MOVED else did_you_mean(str(key), map(str, base))
+            raise ConfigError(f"unknown key '{here}'{hint}")
         _check_below(_said(node, key), _said(base, key), f"{here}.", added)

@@ -29,6 +29,7 @@ class CausalSelfAttention(nn.Module):
         self.dropout = dropout
         self.rotary = rotary
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=bias)
+        self.qkv.matrices = 3  # type: ignore[assignment]  # for optimizers that know matrices
         self.out = nn.Linear(d_model, d_model, bias=bias)
 
     def forward(self, x_BxTxD: Tensor) -> Tensor:

@@ -404,18 +404,18 @@ class WorkerStrategy(DDPStrategy):
         """Sum what each worker has seen of `numbers`, in double precision; a mean is one over all samples then."""
         if self.world_size == 1:
             return
-        shared = set.intersection(*map(set, self._gather(sorted(numbers))))
-        kinds = {key: (numbers[key].meta.is_mean_reduction, numbers[key].meta.fx) for key in sorted(shared)}
-        summed = [key for key, (mean, fx) in kinds.items() if mean or fx is torch.sum]
-        if not summed:
-            return
-        values = [v for key in summed for v in (numbers[key].value, getattr(numbers[key], "cumulated_batch_size", 0))]
-        total = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=self.root_device) for value in values])
-        dist.all_reduce(total)
-        for key, value, samples in zip(summed, total[::2], total[1::2], strict=True):
-            numbers[key].value = value
-            if kinds[key][0]:
-                numbers[key].cumulated_batch_size = samples
+        summed = {
+            key: number
+            for key, number in numbers.items()
+            if number.meta.is_mean_reduction or number.meta.fx is torch.sum
+        }
+        mine = {key: (float(n.value), float(getattr(n, "cumulated_batch_size", 0))) for key, n in summed.items()}
+        everyones = self._gather(mine)
+        for key in set.intersection(*map(set, everyones)):
+            total, samples = (sum(theirs[key][i] for theirs in everyones) for i in (0, 1))
+            summed[key].value = torch.tensor(total, dtype=torch.float64, device=self.root_device)
+            if summed[key].meta.is_mean_reduction:
+                summed[key].cumulated_batch_size = torch.tensor(samples, dtype=torch.float64, device=self.root_device)
 
     def _end_of_loader(self) -> Any:
         """Where workers that have had its last batch read what to do: once all have, or one that has not leaves."""

@@ -1,5 +1,6 @@
-"""LightningModules: what is learnt, how it is measured, and with which optimizer."""
+"""LightningModules: what is learnt, and how it is measured."""
 
+from ticks.tasks.base import Task
 from ticks.tasks.language_modeling import LanguageModeling
 
-__all__ = ["LanguageModeling"]
+__all__ = ["LanguageModeling", "Task"]

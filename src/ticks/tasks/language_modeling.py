@@ -9,22 +9,19 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from lightning import LightningModule
 from torch import Tensor, nn
 
+from ticks.tasks.base import Task
 from ticks.tasks.metrics import TokenLoss
-from ticks.tasks.optimizer import adamw, schedule
 
 IGNORE = -100  # targets that are padding
 
 
-class LanguageModeling(LightningModule):
+class LanguageModeling(Task):
     """Train `model`, a module from tokens (B, T) to logits (B, T, V), on batches {"x": (B, T), "y": (B, T)}.
 
-    `warmup_steps` and the cosine after it count optimizer steps; the cosine ends at `min_lr_ratio` of `lr` when
-    training ends. `sample_bytes` is how much the model writes for `show`, after `sample_prompt`. Parameters with
-    requires_grad=False are left alone, so freeze `model` before training to fine-tune. ValueError for a negative rate
-    or count, and for values that cannot be used.
+    `sample_bytes` is how much the model writes for `show`, after `sample_prompt`. Takes what `Task` takes. ValueError
+    for numbers that cannot be used.
     """
 
     measures = (("bits_per_byte", "bits per byte", "lower", 3), ("loss", "loss (nats)", "lower", 3))
@@ -33,37 +30,16 @@ class LanguageModeling(LightningModule):
         self,
         model: nn.Module,
         *,
-        lr: float = 3e-3,
-        weight_decay: float = 0.1,
-        betas: tuple[float, float] = (0.9, 0.95),
-        eps: float = 1e-8,
-        warmup_steps: int = 50,
-        min_lr_ratio: float = 0.1,
         bytes_per_token: float = 1.0,
         sample_bytes: int = 0,
         sample_prompt: str = "",
+        **arguments: Any,
     ) -> None:
-        super().__init__()
-        for name, value in {"lr": lr, "weight_decay": weight_decay, "warmup_steps": warmup_steps, "eps": eps}.items():
-            if value < 0:
-                raise ValueError(f"{name}={value} must not be negative")
-            if not math.isfinite(value):
-                raise ValueError(f"{name}={value} must be a finite number")
-        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas={list(betas)} must be two numbers from 0 to below 1")
-        if not 0 <= min_lr_ratio <= 1:
-            raise ValueError(f"min_lr_ratio={min_lr_ratio} must be from 0 to 1")
+        super().__init__(model, **arguments)
         if not 0 < bytes_per_token < math.inf:
             raise ValueError(f"bytes_per_token={bytes_per_token} must be above 0")
         if isinstance(sample_bytes, bool) or not isinstance(sample_bytes, int) or not 0 <= sample_bytes <= 10**6:
             raise ValueError(f"sample_bytes={sample_bytes} must be a whole number from 0 to {10**6}")
-        self.model = model
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.betas = (betas[0], betas[1])
-        self.eps = eps
-        self.warmup_steps = warmup_steps
-        self.min_lr_ratio = min_lr_ratio
         self.sample_bytes = sample_bytes
         self.sample_prompt = sample_prompt
         bits_per_byte = math.log(2) * bytes_per_token
@@ -104,17 +80,6 @@ class LanguageModeling(LightningModule):
             metric = cast(TokenLoss, self.metrics[f"{split}_{name}"])
             metric.update(nll, tokens)
             self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True)
-
-    def configure_optimizers(self) -> Any:
-        fused = "mixed" not in str(self.trainer.precision)  # Lightning does not clip fused steps of scaled gradients
-        optimizer = adamw(self, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas, eps=self.eps, fused=fused)
-        scheduler = schedule(
-            optimizer,
-            warmup_steps=self.warmup_steps,
-            total_steps=self.trainer.estimated_stepping_batches,
-            min_ratio=self.min_lr_ratio,
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def show(self, data: Any) -> str | None:
         """A text that the model writes; None if it is to write none, or cannot."""

@@ -1,0 +1,45 @@
+"""docs/tasks.md, done: its files are written, its command is run."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY, Command, only_run
+
+PAGE = (REPOSITORY / "docs" / "tasks.md").read_text()
+FILES = dict(re.findall(r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", PAGE, flags=re.DOTALL))
+
+
+def test_the_worked_example_trains_is_judged_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    assert len(FILES) == 7
+    shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
+    for name, content in FILES.items():
+        (tmp_path / name).write_text(content)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    arguments = re.search(r"python train.py (experiment=digits .*)", PAGE)
+    assert arguments is not None
+    command = Command(tmp_path, *arguments[1].split(), configs=tmp_path / "configs")
+    assert command.end() == 0, command.output
+    assert "note:" not in command.output
+    about = json.loads((only_run(tmp_path) / "summary.json").read_text())
+    assert (about["measure"], about["better"], about["strategy"]) == ("accuracy", "higher", "local_sgd")
+    assert about["val_accuracy"] > 0.9
+    assert "the commonest digit, for comparison" in command.output
+    assert re.search(r"│ true \[.*\n│ seen \[", command.output)
+    command = Command(tmp_path, "experiment=digits", "debug=fast", configs=tmp_path / "configs")
+    assert command.end() == 0, command.output
+
+
+def test_the_rules_of_the_page_are_rules(tmp_path: Path) -> None:
+    (rules,) = re.findall(r"'(parameter_groups=.*?)'", PAGE)
+    command = Command(tmp_path, "debug=fast", "trainer.max_steps=2", "test=false", rules)
+    assert command.end() == 0, command.output
+    command = Command(tmp_path, "debug=fast", "parameter_groups=[{mtch: norm}]")
+    assert command.end() == 2
+    assert command.output.startswith("error: parameter_groups[0]={'mtch': 'norm'}: ")
+    assert command.output.rstrip().endswith("a rule has match, weight_decay, lr_factor")
