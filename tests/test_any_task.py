@@ -164,6 +164,17 @@ def test_what_a_model_needs_and_data_do_not_give_is_named(home: Path, tmp_path: 
     assert output.startswith("error: model: DecoderTransformer needs vocab_size, block_size, which data=halves")
 
 
+def test_a_mistake_in_the_middle_of_training_keeps_its_trace(home: Path, tmp_path: Path) -> None:
+    mistake = "raise __import__('lightning').pytorch.utilities.exceptions.MisconfigurationException('not now')"
+    step = "return self._loss(batch)[0]"
+    late = MODULE.replace(step, f"\n        if batch_idx == 3: {mistake}\n        {step}")
+    (home / "late.py").write_text(late)
+    code, output = run(home, tmp_path, "data=halves", "task=halves", "task._target_=late.Classify")
+    assert code == 1, output
+    assert "Traceback" in output
+    assert "in training_step" in output
+
+
 def test_measures_that_are_none_are_named(home: Path, tmp_path: Path) -> None:
     wrong = MODULE.replace('("accuracy", "accuracy", "higher", 4)', '("accuracy", "accuracy", "up")')
     (home / "wrong.py").write_text(wrong)

@@ -152,6 +152,11 @@ class Run:
         return getattr(getattr(self, "strategy", None), "is_training", False)
 
     @property
+    def has_trained(self) -> bool:
+        """Whether a step was done or begun in this process."""
+        return hasattr(self, "record") and self.record.has_begun
+
+    @property
     def launcher(self) -> Any:
         """The one that started this machine's other workers, if it was built yet."""
         return getattr(getattr(getattr(self, "trainer", None), "strategy", None), "launcher", None)
@@ -326,7 +331,7 @@ class Run:
         line = f"{parameters:,} parameters; {trainer.world_size} worker(s) on {strategy.root_device.type}"
         if self.worker_batch_size is not None:
             line += f"; {data.step_label()} per step, {self.worker_batch_size} per worker and batch"
-        tokens, interval = contract.tokens_per_step(data), self._fixed_interval()
+        tokens, interval = contract.tokens_per_step(data), fixed_interval(self.strategy)
         if tokens:
             a_round = f", {tokens * interval:,} per round of {interval} steps" if interval else ""
             line += f": {tokens:,} tokens per step{a_round}"
@@ -386,8 +391,8 @@ class Run:
             {
                 "status": self.status,
                 "strategy": choices.get("strategy"),
-                "interval": self._fixed_interval(),
-                "clock": self._clock_label(),
+                "interval": fixed_interval(self.strategy),
+                "clock": clock_label(self.strategy),
                 "sync": choices.get("strategy/sync"),
                 "wire": choices.get("strategy/wire"),
                 "norm": choices.get("model/norm") if uses_model else None,
@@ -406,8 +411,8 @@ class Run:
                 "sync_seconds": None if choices.get("strategy") == "ddp" else round(ledger.seconds, 3),
                 "train_seconds": round(seconds, 3),
                 "steps_per_second": round(steps / seconds, 4) if seconds > 0 else None,
-                "peak_memory": self._peak_memory(),
-                "device": self._device(),
+                "peak_memory": peak_memory(self.strategy.root_device),
+                "device": device_name(self.strategy.root_device),
                 "run_dir": str(self.run_dir),
                 "checkpoint": self.checkpoint,
                 "config_digest": self.job.config_digest,
@@ -415,31 +420,6 @@ class Run:
             }
             | known,
         )
-
-    def _fixed_interval(self) -> int | None:
-        """The interval, where it is the same from the first step to the last."""
-        strategy: Any = self.strategy
-        fixed = isinstance(strategy, TickStrategy) and isinstance(strategy.clock, EverySteps) and not strategy.ddp_steps
-        return strategy.clock.interval if fixed else None
-
-    def _clock_label(self) -> str | None:
-        """When workers meet, in a few words; None where it is at every step."""
-        if not isinstance(self.strategy, TickStrategy):
-            return None
-        first = f"1 until {self.strategy.ddp_steps}, then " if self.strategy.ddp_steps else ""
-        return first + self.strategy.clock.label
-
-    def _device(self) -> str:
-        device = self.strategy.root_device
-        return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-    def _peak_memory(self) -> int:
-        """Bytes that worker 0 has had at most: of its GPU, or of the machine."""
-        device = self.strategy.root_device
-        if device.type == "cuda":
-            return torch.cuda.max_memory_allocated(device)
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
     # ---- evaluate
 
@@ -449,6 +429,32 @@ class Run:
         if self.config.test:
             measured |= {f"test_{name}": value for name, value in self._measure("test", self.job.checkpoint).items()}
         return measured | {"checkpoint": self.job.checkpoint}
+
+
+def fixed_interval(strategy: Any) -> int | None:
+    """The interval, where it is the same from the first step to the last."""
+    fixed = isinstance(strategy, TickStrategy) and isinstance(strategy.clock, EverySteps) and not strategy.ddp_steps
+    return strategy.clock.interval if fixed else None
+
+
+def clock_label(strategy: Any) -> str | None:
+    """When workers meet, in a few words; None where it is at every step."""
+    if not isinstance(strategy, TickStrategy):
+        return None
+    first = f"1 until {strategy.ddp_steps}, then " if strategy.ddp_steps else ""
+    return first + strategy.clock.label
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this worker has had at most: of its GPU, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _numbers(row: Mapping[str, str]) -> dict[str, float]:

@@ -186,7 +186,10 @@ class Session:
             self._fail(error, 1, all_know=True)
         if isinstance(error, OutOfStep | Refused):
             self._fail(error, USER_MISTAKE, all_know=True)
-        if isinstance(error, MisconfigurationException | NoMeeting | NoScript | WrongLauncher):
+        in_training = self.run is not None and self.run.has_trained
+        if isinstance(error, MisconfigurationException) and not in_training:  # else its trace says where
+            self._fail(error, USER_MISTAKE)
+        if isinstance(error, NoMeeting | NoScript | WrongLauncher):
             self._fail(error, USER_MISTAKE)
         if isinstance(error, ConfigError):
             if self._is_child:

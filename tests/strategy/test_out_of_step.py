@@ -194,8 +194,8 @@ def test_data_that_end_after_different_steps_are_told_on_every_worker(name: str,
 
 
 def test_ddp_does_not_wait_for_ever_for_data_that_go_on() -> None:
-    first, _ = run_workers(2, unequal, lambda: DDP(hang_seconds=1), {}, timeout=20)
-    assert "worker 0: the end of an epoch after step 10, where its data ended, for 1 s; worker 1: elsewhere" in first
+    first, _ = run_workers(2, unequal, lambda: DDP(hang_seconds=3, heartbeat_seconds=0.2), {}, timeout=20)
+    assert "worker 0: the end of an epoch after step 10, where its data ended, for 3 s; worker 1: elsewhere" in first
 
 
 def ends(options: dict[str, Any], batches: tuple[int, int]) -> tuple[int, torch.Tensor]:

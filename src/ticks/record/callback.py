@@ -35,6 +35,7 @@ class Record(Callback):
         self.last_val: tuple[int, dict[str, float]] | None = None
         self._running_since: float | None = None
         self._listens = False
+        self.has_begun = False  # training has, in this process
 
     def state_dict(self) -> dict[str, Any]:
         return {"train_seconds": self.seconds()}
@@ -58,6 +59,7 @@ class Record(Callback):
             listeners.append(lambda metrics: self.write(trainer, metrics))
             self._listens = True
         self._running_since = time.perf_counter()
+        self.has_begun = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

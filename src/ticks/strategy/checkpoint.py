@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
+
+from ticks.strategy.lightning import is_local_path
 
 KEY = "ticks"  # where the `.ckpt` says which worker files belong to it
 
@@ -31,7 +32,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's checkpoint files, written whole or not at all. Remote paths are left to Lightning."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        if not _is_local_file_protocol(str(path)):
+        if not is_local_path(str(path)):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         with replacing(Path(path)) as scratch:

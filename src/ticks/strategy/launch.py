@@ -21,18 +21,12 @@ from typing import Any
 
 import torch.distributed as dist
 from lightning.fabric.plugins import ClusterEnvironment
-from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
-from lightning.pytorch.strategies.launchers.subprocess_script import (
-    _HYDRA_AVAILABLE,
-    _basic_subprocess_cmd,
-    _hydra_subprocess_cmd,
-)
 
 from ticks.strategy import meeting
 from ticks.strategy.environment import WorkerEnvironment
 from ticks.strategy.exits import STOPS, exit_in_words, stopped_by
 from ticks.strategy.identity import Identity
+from ticks.strategy.lightning import SubprocessLauncher, hydra_command, script_command, set_num_threads
 from ticks.strategy.parent import ended_with_parent
 
 GRACE_SECONDS = 5.0  # how long worker 0 may take to notice by itself that another worker died
@@ -46,7 +40,7 @@ class NoScript(ValueError):
     """There is no script that the other workers could run. Its text is the whole message."""
 
 
-class WorkerLauncher(_SubprocessScriptLauncher):
+class WorkerLauncher(SubprocessLauncher):
     """Starts workers 1 .. n - 1 with `command`, or by running this script again if it is None.
 
     `command` starts with SIGTERM, SIGINT and SIGHUP blocked, and unblocks them once it can take them.
@@ -83,7 +77,7 @@ class WorkerLauncher(_SubprocessScriptLauncher):
             if self.procs:
                 atexit.register(self._end)
                 threading.Thread(target=self._observe, name="ticks-observer", daemon=True).start()
-        _set_num_threads_if_needed(num_processes=self.num_processes)
+        set_num_threads(num_processes=self.num_processes)
         self._failed = True
         result = function(*args, **kwargs)
         self._failed = False
@@ -193,12 +187,10 @@ def _script(local_rank: int) -> tuple[Sequence[str], str | None]:
             "several workers are started by running this script again, and this is none (python -c, a notebook, a"
             " prompt): use devices=1, or save it as a file and run that"
         )
-    if _HYDRA_AVAILABLE:
-        from hydra.core.hydra_config import HydraConfig
-
-        if HydraConfig.initialized():
-            return _hydra_subprocess_cmd(local_rank)
-    return _basic_subprocess_cmd(), None
+    hydra: Any = sys.modules.get("hydra.core.hydra_config")  # where the script has a configuration of its own
+    if hydra is not None and hydra.HydraConfig.initialized():
+        return hydra_command(local_rank)
+    return script_command(), None
 
 
 @contextmanager

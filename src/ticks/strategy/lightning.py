@@ -9,12 +9,30 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn, Protocol
 
+from lightning.fabric.utilities.cloud_io import _is_local_file_protocol as is_local_path
+from lightning.fabric.utilities.distributed import _set_num_threads_if_needed as set_num_threads
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher as SubprocessLauncher
+from lightning.pytorch.strategies.launchers.subprocess_script import _basic_subprocess_cmd as script_command
+from lightning.pytorch.strategies.launchers.subprocess_script import _hydra_subprocess_cmd as hydra_command
 
 from ticks.strategy.exits import STOPS
+
+__all__ = [
+    "SubprocessLauncher",
+    "ValidationLeft",
+    "follow_worker_0",
+    "hydra_command",
+    "is_in_a_step",
+    "is_local_path",
+    "quieten",
+    "script_command",
+    "set_num_threads",
+    "times_itself",
+]
 
 
 class ValidationLeft(Exception):

@@ -1,0 +1,92 @@
+"""The rules of the house: what each room may know of the others."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+PACKAGE = REPOSITORY / "src" / "ticks"
+NAME = PACKAGE.name
+MAY_KNOW = {  # besides itself
+    "data": {"contract"},
+    "models": set(),
+    "optim": set(),
+    "tasks": {"models", "optim", "contract"},
+    "strategy": set(),
+    "record": {"contract", "strategy"},
+    "report": {"record", "config"},
+    "config": set(),
+}
+PLAIN = ("data", "models", "optim", "tasks", "strategy")  # never see a config object
+
+
+def imports(file: Path) -> Iterator[tuple[str, list[str]]]:
+    """Every module that a file imports, late ones too, with the names taken from it."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, []) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: imports are absolute"
+            yield node.module or "", [alias.name for alias in node.names]
+
+
+def room_of(module: str, names: list[str]) -> set[str]:
+    """The rooms of ours that an import enters."""
+    parts = module.split(".")
+    if parts[0] != NAME:
+        return set()
+    return {parts[1]} if len(parts) > 1 else set(names)
+
+
+def files(room: str) -> list[Path]:
+    return sorted((PACKAGE / room).rglob("*.py"))
+
+
+@pytest.mark.parametrize("room", MAY_KNOW)
+def test_a_room_knows_no_other_rooms_than_it_may(room: str) -> None:
+    assert files(room)
+    for file in files(room):
+        entered = set().union(*(room_of(module, names) for module, names in imports(file)))
+        assert entered <= MAY_KNOW[room] | {room}, file
+
+
+@pytest.mark.parametrize("room", PLAIN)
+def test_what_computes_never_sees_a_configuration(room: str) -> None:
+    for file in files(room):
+        known = {module.split(".")[0] for module, _ in imports(file)}
+        assert not known & {"hydra", "omegaconf"}, file
+
+
+def test_models_work_without_lightning() -> None:
+    for file in files("models"):
+        assert not {module.split(".")[0] for module, _ in imports(file)} & {"lightning", "torchmetrics", "wandb"}, file
+
+
+def test_no_private_name_of_one_room_is_used_in_another() -> None:
+    for file in PACKAGE.rglob("*.py"):
+        for module, names in imports(file):
+            home = PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py")
+            if module.split(".")[0] == NAME and home.parent != file.parent:
+                assert not [name for name in names if name.startswith("_")], f"{file}: {module}"
+
+
+def test_private_names_of_lightning_and_hydra_have_one_file_each() -> None:
+    of_lightning = re.compile(r"\b(?:trainer|loop|callback|connector|fit_loop|epoch_loop|val_loop|results)\._[a-z]")
+    for file in PACKAGE.rglob("*.py"):
+        private = [m for m, names in imports(file) if any(n.startswith("_") for n in [*m.split("."), *names])]
+        if file.relative_to(PACKAGE) != Path("strategy/lightning.py"):
+            assert not [m for m in private if m.startswith("lightning")], file
+            assert not of_lightning.search(file.read_text()), file
+        if file.relative_to(PACKAGE) != Path("config/hydra.py"):
+            assert not [m for m in private if m.startswith("hydra")], file
+
+
+def test_the_packages_own_name_decides_nothing() -> None:
+    """A fork has another one."""
+    decides = re.compile(rf"""(?:startswith|version|==|\bin)\s*\(?["']{NAME}["'.]""")
+    for file in PACKAGE.rglob("*.py"):
+        assert not decides.search(file.read_text()), file
