@@ -21,7 +21,7 @@ def test_the_worked_example_trains_is_judged_and_shown(tmp_path: Path, monkeypat
     for name, content in FILES.items():
         (tmp_path / name).write_text(content)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    arguments = re.search(r"python train.py (experiment=digits .*)", PAGE)
+    arguments = re.search(r"python train.py (experiment=wines .*)", PAGE)
     assert arguments is not None
     command = Command(tmp_path, *arguments[1].split(), configs=tmp_path / "configs")
     assert command.end() == 0, command.output
@@ -29,9 +29,9 @@ def test_the_worked_example_trains_is_judged_and_shown(tmp_path: Path, monkeypat
     about = json.loads((only_run(tmp_path) / "summary.json").read_text())
     assert (about["measure"], about["better"], about["strategy"]) == ("accuracy", "higher", "local_sgd")
     assert about["val_accuracy"] > 0.9
-    assert "the commonest digit, for comparison" in command.output
+    assert "the commonest grower, for comparison" in command.output
     assert re.search(r"│ true \[.*\n│ seen \[", command.output)
-    command = Command(tmp_path, "experiment=digits", "debug=fast", configs=tmp_path / "configs")
+    command = Command(tmp_path, "experiment=wines", "debug=fast", configs=tmp_path / "configs")
     assert command.end() == 0, command.output
 
 

@@ -12,7 +12,7 @@ Data is a LightningDataModule. It may say
 A task is a LightningModule. It may say
     measures                by what it is judged, the first one being its headline: (name, label, better, digits) each,
                             `name` logged as val/NAME and test/NAME, `better` "lower" or "higher"
-    show(data)              a text for the end of a run, or None
+    show(data)              a text or a picture (a matplotlib Figure) for the end of a run, or None
 What is not said is left out, and of a task without measures everything counts that it logs while it is evaluated.
 """
 

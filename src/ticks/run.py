@@ -263,7 +263,7 @@ class Run:
         tests = self._measure("test") if self.config.test else {}
         if not self.is_zero:
             return None
-        shown = getattr(task, "show", lambda data: None)(data)
+        shown = self._shown()
         self.status = "finished"
         self.checkpoint = relative(final)
         summary = self.summarise(tests)
@@ -275,9 +275,18 @@ class Run:
             ddp_bytes=self.strategy.ledger.ddp_bytes,
             measuring_bytes=self.strategy.ledger.measuring_bytes,
             rows=self.record.file.rows(),
-            shown=shown,
+            **shown,
         )
         return summary
+
+    def _shown(self) -> dict[str, str | None]:
+        """What the task has to show: a text, or the place of a picture."""
+        shown: Any = getattr(self.parts.task, "show", lambda data: None)(self.parts.data)
+        if not hasattr(shown, "savefig"):
+            return {"shown": shown}
+        path = self.run_dir / "sample.png"
+        shown.savefig(path, dpi=150)
+        return {"picture": relative(path)}
 
     def _begin(self) -> None:
         """What there is of a run before its first step."""

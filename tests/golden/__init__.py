@@ -17,15 +17,9 @@ from tests.conftest import REPOSITORY, Command, free_port, only_run
 from ticks.record.metrics import MetricsFile
 
 FILE = Path(__file__).with_name("losses.json")
-FAST = (
-    "debug=fast",
-    "model.n_layers=4",
-    "test=false",
-    "task.sample_bytes=0",
-    "callbacks=none",
-    "logger=csv",
-    "data.seed=0",
-)
+QUIET = ("test=false", "callbacks=none", "logger=csv", "data.seed=0")
+FAST = ("debug=fast", "model.n_layers=4", "task.sample_bytes=0", *QUIET)
+DIGITS = ("experiment=digits_mlp", "debug=fast", *QUIET)
 LOSSES = ("train/loss", "val/loss")
 TOLERANCE = 2e-3  # relative, on another processor or another torch: their last digits differ, and codes with them
 
@@ -36,14 +30,17 @@ def _stems(folder: str) -> list[str]:
 
 def cases() -> dict[str, tuple[int, tuple[str, ...]]]:
     """By name: how many workers, and which overrides."""
-    strategies = {f"strategy={name}": (2, (f"strategy={name}",)) for name in _stems("strategy")}
-    models = {f"model={name}": (1, (f"model={name}",)) for name in _stems("model")}
+    strategies = {f"strategy={name}": (2, (*FAST, f"strategy={name}")) for name in _stems("strategy")}
+    models = {f"model={name}": (1, (*FAST, f"model={name}")) for name in _stems("model") if name != "mlp"}
+    optimizers = {f"optimizer={name}": (1, (*FAST, f"optimizer={name}")) for name in _stems("optimizer")}
+    schedules = {f"schedule={name}": (1, (*FAST, f"schedule={name}")) for name in _stems("schedule")}
     others = {
-        "model/norm=none, model/adapter=ticks": (1, ("model/norm=none", "model/adapter=ticks")),
-        "dropout, accumulation": (2, ("model.dropout=0.1", "trainer.accumulate_grad_batches=2")),
-        "three workers": (3, ("data.global_batch_size=12", "model=ln_ticks")),
+        "model/norm=none, model/adapter=ticks": (1, (*FAST, "model/norm=none", "model/adapter=ticks")),
+        "dropout, accumulation": (2, (*FAST, "model.dropout=0.1", "trainer.accumulate_grad_batches=2")),
+        "three workers": (3, (*FAST, "data.global_batch_size=12", "model=ln_ticks")),
+        "digits, a perceptron": (2, DIGITS),
     }
-    return strategies | models | others
+    return strategies | models | optimizers | schedules | others
 
 
 def measure(name: str, directory: Path) -> dict[str, Any]:
@@ -52,7 +49,7 @@ def measure(name: str, directory: Path) -> dict[str, Any]:
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(n), "NODE_RANK": "0"}
     commands = [
         Command(
-            directory / str(rank), *FAST, *overrides, f"trainer.devices={n}",
+            directory / str(rank), *overrides, f"trainer.devices={n}",
             env=environment | {"LOCAL_RANK": str(rank), "RANK": str(rank)} if n > 1 else {},
         )
         for rank in range(n)

@@ -6,7 +6,15 @@ import pytest
 
 from tests.golden import cases, difference, machine, measure, read
 
-SOME = ("strategy=ticks", "strategy=streaming_diloco", "strategy=ddp_int4", "model=no_norm", "dropout, accumulation")
+SOME = (
+    "strategy=ticks",
+    "strategy=streaming_diloco",
+    "strategy=ddp_int4",
+    "model=no_norm",
+    "optimizer=muon",
+    "dropout, accumulation",
+    "digits, a perceptron",
+)
 
 
 @pytest.mark.parametrize("name", SOME)

@@ -3,7 +3,8 @@
 from ticks.data.base import StepData
 from ticks.data.bbc import BBCNews
 from ticks.data.bytes import ByteData
+from ticks.data.digits import Digits
 from ticks.data.samples import MapData
 from ticks.data.text import TextFiles
 
-__all__ = ["BBCNews", "ByteData", "MapData", "StepData", "TextFiles"]
+__all__ = ["BBCNews", "ByteData", "Digits", "MapData", "StepData", "TextFiles"]

@@ -3,7 +3,8 @@
 from ticks.models.adapter import TicksAdapter
 from ticks.models.attention import CausalSelfAttention
 from ticks.models.ffn import FeedForward
+from ticks.models.mlp import Mlp
 from ticks.models.norm import LayerNorm, RMSNorm
 from ticks.models.transformer import DecoderTransformer
 
-__all__ = ["CausalSelfAttention", "DecoderTransformer", "FeedForward", "LayerNorm", "RMSNorm", "TicksAdapter"]
+__all__ = ["CausalSelfAttention", "DecoderTransformer", "FeedForward", "LayerNorm", "Mlp", "RMSNorm", "TicksAdapter"]

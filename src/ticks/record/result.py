@@ -48,7 +48,8 @@ def show_result(
     ddp_bytes: int | None,
     measuring_bytes: int,
     rows: Sequence[Mapping[str, str]] = (),
-    shown: str | None,
+    shown: str | None = None,
+    picture: str | None = None,
 ) -> None:
     """Print what a run came to: its measures, baselines, traffic, what its task has to show, and where it all lies.
 
@@ -90,4 +91,6 @@ def show_result(
     console.print(table)
     if shown:
         console.print(Panel(Text(shown), title="sample", title_align="left"))
+    if picture:
+        console.print(f"picture     {picture}", soft_wrap=True)
     console.print(f"run         {summary['run_dir']}\ncheckpoint  {summary['checkpoint']}", soft_wrap=True)

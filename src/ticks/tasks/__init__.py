@@ -1,6 +1,7 @@
 """LightningModules: what is learnt, and how it is measured."""
 
 from ticks.tasks.base import Task
+from ticks.tasks.classification import Classification
 from ticks.tasks.language_modeling import LanguageModeling
 
-__all__ = ["LanguageModeling", "Task"]
+__all__ = ["Classification", "LanguageModeling", "Task"]

@@ -1,0 +1,123 @@
+"""Classification: loss = mean over samples of -log p(y | x); judged by accuracy, macro F1 and calibration."""
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+)
+
+from ticks.tasks.base import Task
+from ticks.tasks.metrics import TokenLoss
+
+
+class Classification(Task):
+    """Train `model`, a module from x (B, ...) to logits (B, n_classes), on batches (x, y) with y (B,).
+
+    Takes what `Task` takes. ValueError for fewer than two classes.
+    """
+
+    measures = (
+        ("accuracy", "accuracy", "higher", 3),
+        ("macro_f1", "macro F1", "higher", 3),
+        ("calibration_error", "expected calibration error", "lower", 3),
+        ("loss", "loss (nats)", "lower", 3),
+    )
+
+    def __init__(self, model: nn.Module, *, n_classes: int, **arguments: Any) -> None:
+        super().__init__(model, **arguments)
+        if n_classes < 2:
+            raise ValueError(f"n_classes={n_classes} must be at least 2")
+        self.n_classes = n_classes
+        self.metrics = nn.ModuleDict({f"{split}_{name}": m for split in ("val", "test") for name, m in self._metrics()})
+        self.confusion_CxC: Tensor | None = None  # of the last evaluation: rows are true, columns seen
+
+    def _metrics(self) -> list[tuple[str, Metric]]:
+        return [
+            ("accuracy", MulticlassAccuracy(self.n_classes, average="micro")),
+            ("macro_f1", MulticlassF1Score(self.n_classes, average="macro")),
+            ("calibration_error", MulticlassCalibrationError(self.n_classes, n_bins=15)),
+            ("loss", TokenLoss()),
+            ("confusion", MulticlassConfusionMatrix(self.n_classes)),
+        ]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y_B = batch
+        loss = F.cross_entropy(self(x).float(), y_B)
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluate("test", batch)
+
+    def _evaluate(self, split: str, batch: Any) -> None:
+        x, y_B = batch
+        logits_BxC = self(x).float()
+        for name, _, _, _ in self.measures:
+            metric = self._metric(split, name)
+            if name == "loss":
+                metric.update(F.cross_entropy(logits_BxC, y_B, reduction="sum"), torch.tensor(len(y_B)))
+            else:
+                metric.update(logits_BxC, y_B)
+            self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True, batch_size=len(y_B))
+        self._metric(split, "confusion").update(logits_BxC, y_B)
+
+    def _metric(self, split: str, name: str) -> Metric:
+        return cast(Metric, self.metrics[f"{split}_{name}"])
+
+    def on_validation_epoch_end(self) -> None:
+        self._keep_confusion("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._keep_confusion("test")
+
+    def _keep_confusion(self, split: str) -> None:
+        metric = self._metric(split, "confusion")
+        self.confusion_CxC = metric.compute().cpu()  # of all workers
+        metric.reset()
+
+    def show(self, data: Any) -> Any:
+        """The confusion matrix of the last evaluation: a picture, or text without matplotlib."""
+        if self.confusion_CxC is None:
+            return None
+        names = [str(name) for name in getattr(data, "class_names", range(self.n_classes))]
+        try:
+            return confusion_figure(self.confusion_CxC, names)
+        except ImportError:
+            rows = [f"{name:>12} " + " ".join(f"{n:5d}" for n in row) for name, row in
+                    zip(names, self.confusion_CxC.tolist(), strict=True)]  # fmt: skip
+            return "\n".join(["rows are true, columns seen", *rows])
+
+
+def confusion_figure(confusion_CxC: Tensor, names: list[str]) -> Any:
+    """The matrix as a picture: shares of each row by colour, counts in the cells. ImportError without matplotlib."""
+    from matplotlib.figure import Figure
+
+    n = len(names)
+    shares = confusion_CxC / confusion_CxC.sum(1, keepdim=True).clamp(min=1)
+    size = max(4.0, 0.5 * n + 2)
+    figure = Figure(figsize=(size, size), constrained_layout=True)
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(n), names, rotation=90 if max(map(len, names)) > 3 else 0)
+    axes.set_yticks(range(n), names)
+    axes.set_xlabel("seen")
+    axes.set_ylabel("true")
+    for i, row in enumerate(confusion_CxC.tolist()):
+        for j, count in enumerate(row):
+            if count:
+                dark = shares[i, j] > 0.5
+                axes.text(j, i, f"{count}", ha="center", va="center", color="white" if dark else "black", fontsize=8)
+    return figure
