@@ -39,6 +39,9 @@ def test_the_rules_of_the_page_are_rules(tmp_path: Path) -> None:
     (rules,) = re.findall(r"'(parameter_groups=.*?)'", PAGE)
     command = Command(tmp_path, "debug=fast", "trainer.max_steps=2", "test=false", rules)
     assert command.end() == 0, command.output
+    command = Command(tmp_path, "debug=fast", "parameter_groups=[{match: nowhere}]")
+    assert command.end() == 2
+    assert command.output.startswith("error: parameter_groups: ['nowhere'] match no parameter")
     command = Command(tmp_path, "debug=fast", "parameter_groups=[{mtch: norm}]")
     assert command.end() == 2
     assert command.output.startswith("error: parameter_groups[0]={'mtch': 'norm'}: ")

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import re
 import resource
 import sys
 import warnings
@@ -22,7 +23,7 @@ from ticks import contract
 from ticks.config import ConfigError, build, check_targets, offered, takes
 from ticks.contract import Measure
 from ticks.job import Job, relative
-from ticks.optim import Rule, configure
+from ticks.optim import Rule, configure, grouped
 from ticks.record import summary as file
 from ticks.record.callback import Record
 from ticks.record.progress import ProgressLine
@@ -89,7 +90,22 @@ def parts(config: DictConfig, choices: Mapping[str, str]) -> Parts:
     own_optimizer = is_overridden("configure_optimizers", task, LightningModule) and "optimizer" not in made
     if not is_overridden("configure_optimizers", task, LightningModule):
         task.configure_optimizers = lambda: configure(task, **how)
+    if not own_optimizer:
+        _check_optimizer(how["optimizer"], how["parameter_groups"], task)
     return Parts(data, task, uses_model, own_optimizer)
+
+
+def _check_optimizer(make: Any, rules: list[Rule], task: LightningModule) -> None:
+    """ConfigError now for what would be refused when training begins."""
+    try:
+        make([torch.nn.Parameter(torch.zeros(1))])
+    except (TypeError, ValueError) as error:
+        between = "." if re.match(r"\w+=", str(error)) else ": "
+        raise ConfigError(f"optimizer{between}{error}") from None
+    try:
+        grouped(task, rules)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _rules(said: Any) -> list[Rule]:

@@ -11,7 +11,7 @@ Usage: python train.py [GROUP=CHOICE ...] [KEY=VALUE ...] [FLAG ...]
 Train one model, or several. Examples:
   python train.py model=ln_ticks trainer.devices=4
   python train.py strategy=diloco strategy.clock.interval=32
-  python train.py -m seed=0,1 optimizer.lr=1e-3,3e-3     every combination, in turn
+  python train.py -m seed=0,1 optimizer.lr=1e-3,3e-3  every combination, in turn
   python train.py resume=auto                       go on with an unfinished run
 
 A value is set by its dotted name, null is None; +KEY=VALUE adds an argument
