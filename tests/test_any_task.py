@@ -54,6 +54,10 @@ class Classify(LightningModule):
     def validation_step(self, batch, batch_idx):
         loss, accuracy = self._loss(batch)
         self.log_dict({"val_loss": loss, "val_accuracy": accuracy})
+        self.log("val/n", float(len(batch[1])), reduce_fx="sum")
+        self.log("val/largest", batch[0].max(), reduce_fx="max")
+        if (batch[0] > 3.2).any():  # few samples: not every worker has one
+            self.log("val/rare", 1.0)
 
     def test_step(self, batch, batch_idx):
         self.log("test/accuracy", self._loss(batch)[1])
@@ -175,6 +179,43 @@ def test_a_mistake_in_the_middle_of_training_keeps_its_trace(home: Path, tmp_pat
     assert "in training_step" in output
 
 
+def test_a_measure_that_is_never_logged_is_named_before_training(home: Path, tmp_path: Path) -> None:
+    (home / "never.py").write_text(MODULE.replace('[("accuracy",', '[("recall",'))
+    code, output = run(
+        home, tmp_path, "data=halves", "task=halves", "task._target_=never.Classify", "trainer.devices=2"
+    )
+    assert code == 2, output
+    assert output.count("error: ") == 1
+    assert "error: task: Classify is judged by recall, but logged: val/" in output
+    assert "Traceback" not in output
+
+
+def test_a_split_that_cannot_be_measured_is_named_before_training(home: Path, tmp_path: Path) -> None:
+    for what, message in (('"test": whole', "there is no test dataset: leave it out with test=false"),
+                          ('"val": whole', "there is no val dataset"),):  # fmt: skip
+        (home / "cut.py").write_text(WITH_PROMISES.replace(what, '"more": whole'))
+        code, output = run(home, tmp_path, "data=kept_halves", "task=halves", "data._target_=cut.Halves")
+        assert code == 2, output
+        assert output.startswith(f"error: data: {message}")
+
+
+def test_the_same_batch_again_and_again_is_learnt_by_heart_on_any_data(home: Path, tmp_path: Path) -> None:
+    for data in ("halves", "kept_halves"):
+        directory = tmp_path / data
+        directory.mkdir()
+        code, output = run(home, directory, f"data={data}", "task=halves", "debug=overfit", "task.lr=5")
+        assert code == 0, output
+        losses = [float(row["train/loss"]) for row in csv.DictReader((only_run(directory) / "metrics.csv").open())
+                  if row.get("train/loss")]  # fmt: skip
+        assert losses[-1] < 0.05, (data, losses)
+
+
+def test_what_a_person_typed_is_no_debug_files(home: Path, tmp_path: Path) -> None:
+    code, output = run(home, tmp_path, "data=halves", "task=halves", "debug=fast", "+data.block_size=9")
+    assert code == 2
+    assert "block_size" in output
+
+
 def test_measures_that_are_none_are_named(home: Path, tmp_path: Path) -> None:
     wrong = MODULE.replace('("accuracy", "accuracy", "higher", 4)', '("accuracy", "accuracy", "up")')
     (home / "wrong.py").write_text(wrong)
@@ -194,6 +235,8 @@ def test_it_is_measured_alike_by_any_number_of_workers(home: Path, trained: tupl
         code, output = run(home, directory, "eval", f"run={place}", f"trainer.devices={n}", program="ticks")
         assert code == 0, output
         found.append([float(line.split()[1]) for line in output.splitlines() if line.startswith(("val_", "test_"))])
+    assert len(found[0]) == 6
+    assert 90.0 in found[0]
     assert found[1] == pytest.approx(found[0], rel=1e-6)
 
 

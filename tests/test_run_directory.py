@@ -109,6 +109,24 @@ def test_a_run_directory_that_cannot_be_written_is_not_taken_for_a_busy_one(tmp_
         pass
 
 
+def test_a_run_of_before_optimizers_were_choices_is_understood(tmp_path: Path) -> None:
+    config = compose_strictly(["logger=wandb"], REPOSITORY / "configs")
+    config.task.update({"lr": 0.25, "warmup_steps": 7, "min_lr_ratio": 0.5, "betas": [0.8, 0.9]})
+    config.logger.wandb._target_ = "ticks.report.wandb.wandb_logger"
+    for key in ("optimizer", "schedule", "parameter_groups"):
+        del config[key]
+    OmegaConf.save(config, tmp_path / "config.yaml")
+    now = load_config(tmp_path)
+    assert (now.optimizer.lr, now.optimizer.betas, now.schedule.warmup_steps, now.schedule.min_ratio) == (
+        0.25,
+        [0.8, 0.9],
+        7,
+        0.5,
+    )
+    assert "lr" not in now.task
+    assert now.logger.wandb._target_ == "ticks.record.wandb.wandb_logger"
+
+
 def test_a_run_of_before_sample_prompt_can_be_resumed_and_found(tmp_path: Path) -> None:
     config = compose_strictly([], REPOSITORY / "configs")
     mine = digest(config)

@@ -80,4 +80,5 @@ def evaluated(metrics: Mapping[str, Any], split: str) -> dict[str, float]:
     for key, value in metrics.items():
         if key.startswith((f"{split}/", f"{split}_")):
             found[key[len(split) + 1 :]] = float(value)
-    return found
+    first = "/dataloader_idx_0"  # of several loaders: what it is judged by
+    return found | {name.removesuffix(first): value for name, value in found.items() if name.endswith(first)}

@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import sys
+import traceback
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -125,6 +126,10 @@ def _rules(said: Any) -> list[Rule]:
 def trainer_of(config: DictConfig, data: LightningDataModule, **arguments: Any) -> Trainer:
     """Lightning's Trainer for these data. ConfigError for numbers of workers or steps that cannot be."""
     wish = config.trainer
+    if wish.get("overfit_batches") and contract.knows_workers(data) and hasattr(data, "overfit_batches"):
+        if not isinstance(wish.overfit_batches, int) or wish.overfit_batches < 1:
+            raise ConfigError(f"trainer.overfit_batches={wish.overfit_batches} must be a whole number of batches")
+        data.overfit_batches, wish.overfit_batches = wish.overfit_batches, 0
     if "use_distributed_sampler" not in wish:
         arguments["use_distributed_sampler"] = not contract.knows_workers(data)
     trainer: Any = build(wish, "trainer", **arguments)
@@ -171,6 +176,12 @@ class Run:
     def has_trained(self) -> bool:
         """Whether a step was done or begun in this process."""
         return hasattr(self, "record") and self.record.has_begun
+
+    def is_within(self, error: BaseException) -> bool:
+        """Whether it came out of the code of the task, its model or its data."""
+        things = (self.parts.task, getattr(self.parts.task, "model", None), self.parts.data)
+        files = {getattr(sys.modules.get(type(thing).__module__), "__file__", None) for thing in things} - {None}
+        return any(frame.filename in files for frame in traceback.extract_tb(error.__traceback__))
 
     @property
     def launcher(self) -> Any:
@@ -253,8 +264,11 @@ class Run:
             raise ConfigError(f"data.{error}") from None
 
     def _prepare_data(self) -> None:
+        data: Any = self.parts.data
         try:
-            self.parts.data.prepare_data()
+            data.prepare_data()
+            if hasattr(data, "check_splits"):
+                data.check_splits(["val", *(["test"] if self.config.test else [])], self.trainer.world_size)
         except (ValueError, OSError, ImportError) as error:
             raise ConfigError(f"data: {error}") from error
 
@@ -325,7 +339,16 @@ class Run:
             return {}
         do = self.trainer.validate if split == "val" else self.trainer.test
         results = do(task, datamodule=data, ckpt_path=checkpoint, verbose=False)
-        return {} if not results else contract.evaluated(results[0], split)
+        merged = {key: value for of_loader in results or () for key, value in of_loader.items()}
+        found = contract.evaluated(merged, split)
+        self._refuse_measures_that_are_none(found)
+        return found
+
+    def _refuse_measures_that_are_none(self, found: Mapping[str, float]) -> None:
+        """Refused, on every worker, if a task is judged by what it does not log."""
+        if missing := [m.name for m in self.measures[:1] if found and m.name not in found]:
+            logged = ", ".join(f"val/{name}" for name in found)
+            raise Refused(f"task: {type(self.parts.task).__name__} is judged by {missing[0]}, but logged: {logged}")
 
     def _refuse_a_lost_model(self) -> None:
         """NonFiniteLoss, on every worker, if what was trained cannot be measured: a tick sees parameters only."""
@@ -496,6 +519,8 @@ def _numbers(row: Mapping[str, str]) -> dict[str, float]:
 def _quieten() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # their reports
+    profilers = logging.getLogger("lightning.pytorch.profilers")
+    profilers.setLevel(logging.INFO)  # their reports
+    logging.getLogger("lightning.pytorch").propagate = False  # to Hydra's, which would show them once more
     for message in QUIET:
         warnings.filterwarnings("ignore", message)

@@ -83,7 +83,18 @@ def find_unfinished(config: DictConfig) -> Path | None:
             and not is_locked(file.parent)
         ):
             return file.parent
+    if older := [str(file.parent) for file in candidates if _is_older(file)]:
+        print(f"resume=auto: runs of an earlier version are not compared; name one: resume={older[-1]}", flush=True)
     return None
+
+
+def _is_older(file: Path) -> bool:
+    """Whether an unfinished run was begun when configurations were written in another way."""
+    try:
+        unfinished = summary.read(file.parent).get("status") in summary.UNFINISHED
+        return unfinished and "\noptimizer:" not in (file.parent / "config.yaml").read_text()
+    except (OSError, ValueError):
+        return False
 
 
 def load_config(run_dir: Path) -> DictConfig:
@@ -107,6 +118,9 @@ def modernised(config: DictConfig) -> DictConfig:
     if "sample_bytes" in config:  # once at the top, though they are the task's
         prompt = config.pop("sample_prompt", "The ")
         config.task.update({"sample_bytes": config.pop("sample_bytes"), "sample_prompt": prompt})
+    for logger in (config.get("logger") or {}).values():
+        if logger is not None and str(logger.get("_target_")).endswith(".report.wandb.wandb_logger"):
+            logger["_target_"] = str(logger["_target_"]).replace(".report.", ".record.")
     if "optimizer" not in config:  # once they were the task's
         task = config.task
         optimizer = {key: task.pop(key) for key in ("lr", "weight_decay", "betas", "eps") if key in task}

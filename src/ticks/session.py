@@ -186,8 +186,8 @@ class Session:
             self._fail(error, 1, all_know=True)
         if isinstance(error, OutOfStep | Refused):
             self._fail(error, USER_MISTAKE, all_know=True)
-        in_training = self.run is not None and self.run.has_trained
-        if isinstance(error, MisconfigurationException) and not in_training:  # else its trace says where
+        theirs = self.run is not None and self.run.has_trained and self.run.is_within(error)  # the trace says where
+        if isinstance(error, MisconfigurationException) and not theirs:
             self._fail(error, USER_MISTAKE)
         if isinstance(error, NoMeeting | NoScript | WrongLauncher):
             self._fail(error, USER_MISTAKE)

@@ -124,7 +124,7 @@ def _hydra_job(config: DictConfig) -> float | None:
     try:
         places = [Path(source.path) for source in about.runtime.config_sources if source.schema == "file"]
         for place in places[:1]:
-            leave_out(config, about.runtime.choices, place)
+            leave_out(config, about.runtime.choices, place, about.overrides.task)
         check_keys(config, config)
         check_values(config)
         job = planned_job(config)

@@ -102,7 +102,7 @@ def test_fewer_samples_than_workers_are_refused() -> None:
 
 def test_what_is_no_dataset_is_named() -> None:
     for arguments, message in (
-        ({"train": Numbers(3)}, "val: there is no such dataset"),
+        ({"train": Numbers(3)}, "there is no val dataset"),
         ({"train": Numbers(0), "val": Numbers(1)}, "train: the dataset is empty"),
         ({"train": iter([1]), "val": Numbers(1)}, "has no length"),
     ):

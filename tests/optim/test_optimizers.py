@@ -124,6 +124,7 @@ def test_a_state_that_was_loaded_goes_on_as_if_nothing_had_happened(make: Any) -
         (adamw, {"weight_decay": -0.1}, "weight_decay=-0.1 must not be negative"),
         (adamw, {"betas": [0.9]}, r"betas=\[0.9\] must be two numbers"),
         (adamw, {"lr": float("inf")}, "lr=inf must be a finite number"),
+        (Muon, {"betas": [0.9]}, r"betas=\[0.9\] must be two numbers"),
         (Muon, {"momentum": 1.0}, "momentum=1.0 must be from 0 to below 1"),
         (Muon, {"newton_schulz_steps": 0}, "newton_schulz_steps=0 must be at least 1"),
         (Lion, {"betas": (0.9, 2.0)}, r"betas=\[0.9, 2.0\] must be from 0 to below 1"),

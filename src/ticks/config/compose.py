@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
@@ -43,10 +44,12 @@ def _compose_checked(overrides: Sequence[str], config_dir: Path) -> DictConfig:
         with in_hydra(config_dir):
             config = compose("train", overrides=list(overrides), return_hydra_config=True)
             choices: Any = OmegaConf.to_container(config.hydra.runtime.choices)
-            leave_out(config, choices, config_dir)
+            leave_out(config, choices, config_dir, overrides)
             named = {group for group in OVERLAYS if choices.get(group)} | {o.key_or_group for o in parsed}
             overlaid = not named.isdisjoint(OVERLAYS)
             base = compose("train", overrides=_without_overlays(parsed, choices, config_dir)) if overlaid else config
+    except yaml.YAMLError as error:
+        raise ConfigError(f"a file cannot be read: {' '.join(str(error).split())}") from None
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         for override in parsed:
             _refuse_a_value_for_a_group(override, parsed, config_dir)
@@ -63,10 +66,10 @@ def _compose_checked(overrides: Sequence[str], config_dir: Path) -> DictConfig:
     return config
 
 
-def leave_out(config: DictConfig, choices: Mapping[str, Any], config_dir: Path) -> None:
+def leave_out(config: DictConfig, choices: Mapping[str, Any], config_dir: Path, typed: Sequence[str]) -> None:
     """Drop from `config` what the chosen debug file says of data, model or task of another kind: it is for any task.
 
-    A key that no file of its group has stays, and is found to be unknown.
+    A key that no file of its group has stays, and one that was `typed` (KEY=VALUE), and is found to be unknown.
     """
     file = config_dir / "debug" / f"{choices.get('debug')}.yaml"
     said: Any = OmegaConf.load(file) if file.is_file() else {}
@@ -74,7 +77,8 @@ def leave_out(config: DictConfig, choices: Mapping[str, Any], config_dir: Path) 
         there = _keys(config_dir / group, str(choices.get(group)))
         anywhere = {key for option in (config_dir / group).glob("*.yaml") for key in _keys(option.parent, option.stem)}
         for key in said.get(group, {}):
-            if key not in there and key in anywhere:
+            by_hand = any(text.lstrip("+").startswith(f"{group}.{key}=") for text in typed)
+            if key not in there and key in anywhere and not by_hand:
                 OmegaConf.set_struct(config, False)
                 config[group].pop(key, None)
 

@@ -138,7 +138,7 @@ def offered(node: DictConfig, path: str, offers: Mapping[str, Any], source: str)
         name = str(node["_target_"]).rpartition(".")[2]
         raise ConfigError(
             f"{path}: {name} needs {', '.join(needed)}, which {source} does not give (it gives: {has}): set"
-            f" {path}.{needed[0]}, or choose another {path}"
+            f" +{path}.{needed[0]}=VALUE, or choose another {path}"
         )
     return given
 

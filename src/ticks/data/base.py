@@ -23,8 +23,8 @@ from ticks.data.order import permute
 
 class StepData(LightningDataModule):
     """A source: `global_batch_size` is what one step takes over all workers and accumulated batches; what one worker
-    takes is derived, and ValueError says which numbers would divide. `seed` chooses the order. `overfit_batches` is for
-    debugging: so many batches again and again.
+    takes is derived, and ValueError says which numbers would divide. `seed` chooses the order. With
+    `overfit_batches` n, set before training, the first n come again and again.
     """
 
     tokens_per_step: Any = None
@@ -36,11 +36,9 @@ class StepData(LightningDataModule):
         eval_batch_size: int = 32,
         seed: int = 0,
         num_workers: int = 0,
-        overfit_batches: int | None = None,
     ) -> None:
         super().__init__()
         at_least_one = {"global_batch_size": global_batch_size, "eval_batch_size": eval_batch_size}
-        at_least_one |= {"overfit_batches": overfit_batches} if overfit_batches is not None else {}
         for name, value in at_least_one.items():
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
@@ -53,7 +51,7 @@ class StepData(LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.seed = seed
         self.num_workers = num_workers
-        self.overfit_batches = overfit_batches
+        self.overfit_batches: int | None = None
 
     @abstractmethod
     def step_label(self) -> str:

@@ -18,12 +18,11 @@ class Digits(MapData):
     samples_are = "images"
 
     def __init__(
-        self, *, global_batch_size: int, eval_batch_size: int = 256, seed: int = 0, num_workers: int = 0,
-        overfit_batches: int | None = None,
-    ) -> None:  # fmt: skip
+        self, *, global_batch_size: int, eval_batch_size: int = 256, seed: int = 0, num_workers: int = 0
+    ) -> None:
         super().__init__(
             global_batch_size=global_batch_size, eval_batch_size=eval_batch_size, seed=seed, num_workers=num_workers,
-            overfit_batches=overfit_batches, shape={"n_features": 64, "n_classes": 10},
+            shape={"n_features": 64, "n_classes": 10},
         )  # fmt: skip
 
     def load(self) -> dict[str, Dataset]:

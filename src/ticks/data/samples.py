@@ -44,7 +44,7 @@ class MapData(StepData):
         self.shape = dict(shape or {})
 
     def load(self) -> dict[str, Dataset]:
-        """The datasets by split."""
+        """The datasets by split, {"train": ..., "val": ..., "test": ...}."""
         return {split: dataset for split, dataset in self._given.items() if dataset is not None}
 
     def collate(self, samples: Sequence[Any]) -> Any:
@@ -59,9 +59,11 @@ class MapData(StepData):
         """The datasets by split, loaded once. ValueError for what cannot be trained on and measured with."""
         if self._loaded is None:
             loaded = self.load()
+            if not isinstance(loaded, Mapping):
+                raise ValueError(f"load() must give datasets by split, not a {type(loaded).__name__}")
             for split in SPLITS:
                 if split not in loaded and split != "test":
-                    raise ValueError(f"{split}: there is no such dataset")
+                    raise ValueError(f"there is no {split} dataset: load() or the arguments must give one")
                 if split in loaded and not self._size(loaded[split]):
                     raise ValueError(f"{split}: the dataset is empty")
             self._loaded = loaded
@@ -77,6 +79,14 @@ class MapData(StepData):
     def prepare_data(self) -> None:
         _ = self.datasets
 
+    def check_splits(self, splits: Sequence[str], world_size: int) -> None:
+        """ValueError for one that so many workers cannot be measured on."""
+        for split in splits:
+            try:
+                self.eval_batches(split, world_size, 0)
+            except MisconfigurationException as error:
+                raise ValueError(str(error).removeprefix("data: ")) from None
+
     def setup(self, stage: str | None = None) -> None:
         _ = self.datasets
 
@@ -89,6 +99,8 @@ class MapData(StepData):
     def eval_batches(self, split: str, world_size: int, worker: int) -> "EvalSamples":
         if split not in self.datasets:
             raise MisconfigurationException(f"data: there is no {split} dataset: leave it out with test=false")
+        if (n := self._size(self.datasets[split])) < world_size:
+            raise MisconfigurationException(f"data: {n} {split} samples cannot be measured by {world_size} workers")
         return EvalSamples(
             self.datasets[split], self.collate, batch_size=self.eval_batch_size, seed=self.seed, worker=worker,
             world_size=world_size,

@@ -16,6 +16,8 @@ def below_one(**numbers: tuple[float, ...] | list[float] | float) -> None:
     """ValueError that names the first that is not from 0 to below 1."""
     for name, value in numbers.items():
         several = value if isinstance(value, tuple | list) else [value]
+        if name == "betas" and len(several) != 2:
+            raise ValueError(f"betas={list(several)} must be two numbers")
         if not all(0 <= number < 1 for number in several):
             shown = list(several) if isinstance(value, tuple | list) else value
             raise ValueError(f"{name}={shown} must be from 0 to below 1")

@@ -29,7 +29,7 @@ class Rule:
     lr_factor: float = 1.0
 
     def __post_init__(self) -> None:
-        not_negative(lr_factor=self.lr_factor, **({} if self.weight_decay is None else {"decay": self.weight_decay}))
+        not_negative(lr_factor=self.lr_factor, weight_decay=self.weight_decay or 0.0)
         try:
             re.compile(self.match)
         except re.error as error:
@@ -47,6 +47,9 @@ def grouped(
     """
     chosen = [rule if isinstance(rule, Rule) else Rule(**rule) for rule in rules]
     blocks = {id(m.weight): int(getattr(m, "matrices", 1)) for m in module.modules() if type(m) is nn.Linear}
+    for module_ in module.modules():
+        if isinstance(module_, nn.Embedding):
+            blocks.pop(id(module_.weight), None)  # tied to a head
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     unused = set(chosen)
     for name, parameter in sorted(module.named_parameters(), key=lambda item: item[1].ndim < 2):  # matrices first

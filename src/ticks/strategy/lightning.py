@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn, Protocol
 
+import torch
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol as is_local_path
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed as set_num_threads
 from lightning.pytorch import Trainer
@@ -18,10 +19,12 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher as SubprocessLauncher
 from lightning.pytorch.strategies.launchers.subprocess_script import _basic_subprocess_cmd as script_command
 from lightning.pytorch.strategies.launchers.subprocess_script import _hydra_subprocess_cmd as hydra_command
+from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
 
 from ticks.strategy.exits import STOPS
 
 __all__ = [
+    "Numbers",
     "SubprocessLauncher",
     "ValidationLeft",
     "follow_worker_0",
@@ -60,7 +63,7 @@ class StopsBetweenSteps(Protocol):
     def stop_after_validation(self) -> NoReturn:
         """Called when all leave one; raises `Stopped`."""
 
-    def count_everybodys(self, numbers: dict[str, Any]) -> None:
+    def count_everybodys(self, numbers: "Numbers") -> None:
         """Make plain numbers that were logged in an evaluation those of every worker's samples."""
 
 
@@ -101,7 +104,7 @@ class _TestLoop(_EvaluationLoop):
     _ticks_strategy: StopsBetweenSteps
 
     def _store_dataloader_outputs(self) -> None:
-        self._ticks_strategy.count_everybodys(_plain_numbers(self.trainer))
+        self._ticks_strategy.count_everybodys(Numbers(self.trainer))
         super()._store_dataloader_outputs()
 
 
@@ -199,12 +202,38 @@ def times_itself(trainer: Trainer) -> str | None:
     return None
 
 
-def _plain_numbers(trainer: Trainer) -> dict[str, Any]:
-    """What was logged for this evaluation as a number, not as a metric, and is not exchanged by Lightning."""
-    results: Any = trainer._results
-    return {
-        key: result
-        for key, result in (results.valid_items() if results is not None else ())  # of this loader
-        if result.is_tensor and result.meta.on_epoch and not result.meta.sync.should
-        and not result.meta.sync.rank_zero_only
-    }  # fmt: skip
+class Numbers:
+    """What was logged in the steps of this evaluation as plain numbers, and is not exchanged by Lightning."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.results: Any = trainer._results
+        self.reduce = trainer.strategy.reduce
+
+    def mine(self) -> dict[str, dict[str, Any]]:
+        """This worker's by key: how it is reduced, the value so far, and the samples behind it."""
+        found: dict[str, dict[str, Any]] = {}
+        for key, result in self.results.valid_items() if self.results is not None else ():  # of this loader
+            meta = result.meta
+            if result.is_tensor and meta.on_epoch and not meta.sync.should and not meta.sync.rank_zero_only:
+                samples = float(result.cumulated_batch_size) if meta.is_mean_reduction else 0.0
+                said = {"fx": meta.fx, "name": meta.name, "dataloader_idx": meta.dataloader_idx}
+                said |= {"prog_bar": meta.prog_bar, "logger": meta.logger}
+                found[key] = {"kind": meta.reduce_fx.__name__, "value": float(result.value), "samples": samples,
+                              "said": said}  # fmt: skip
+        return found
+
+    def put(self, key: str, everyones: list[dict[str, Any]], device: torch.device) -> None:
+        """Replace a number by what all workers have seen, on one that has not logged it too."""
+        kind, values = everyones[0]["kind"], [theirs["value"] for theirs in everyones]
+        if key not in self.results:
+            meta = _Metadata(reduce_fx=kind, **everyones[0]["said"])  # type: ignore[arg-type]
+            meta.sync = _Sync(fn=self.reduce)
+            self.results[key] = _ResultMetric(meta, is_tensor=True).to(device)
+            self.results[key].has_reset = False
+            self.results[key].update(torch.zeros((), device=device), 0)
+        whole = {"max": max, "min": min}.get(kind, sum)(values)
+        result = self.results[key]
+        result.value = torch.tensor(whole, dtype=torch.float64, device=device)
+        if kind == "mean":
+            samples = sum(theirs["samples"] for theirs in everyones)
+            result.cumulated_batch_size = torch.tensor(samples, dtype=torch.float64, device=device)

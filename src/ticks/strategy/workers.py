@@ -23,7 +23,7 @@ from ticks.strategy import meeting
 from ticks.strategy.environment import WorkerEnvironment, cluster_environment
 from ticks.strategy.launch import WorkerLauncher
 from ticks.strategy.ledger import Ledger
-from ticks.strategy.lightning import ValidationLeft, follow_worker_0, is_in_a_step, quieten, times_itself
+from ticks.strategy.lightning import Numbers, ValidationLeft, follow_worker_0, is_in_a_step, quieten, times_itself
 from ticks.strategy.parent import end_with_parent
 from ticks.strategy.shutdown import Heartbeat, Presence, Stopped, leave
 from ticks.strategy.wire import out_of_step
@@ -400,22 +400,13 @@ class WorkerStrategy(DDPStrategy):
         if store.get("then") == b"leave":
             raise ValidationLeft
 
-    def count_everybodys(self, numbers: dict[str, Any]) -> None:
-        """Sum what each worker has seen of `numbers`, in double precision; a mean is one over all samples then."""
+    def count_everybodys(self, numbers: Numbers) -> None:
+        """Make of `numbers` what all workers have seen: a mean is one over all samples then, in double precision."""
         if self.world_size == 1:
             return
-        summed = {
-            key: number
-            for key, number in numbers.items()
-            if number.meta.is_mean_reduction or number.meta.fx is torch.sum
-        }
-        mine = {key: (float(n.value), float(getattr(n, "cumulated_batch_size", 0))) for key, n in summed.items()}
-        everyones = self._gather(mine)
-        for key in set.intersection(*map(set, everyones)):
-            total, samples = (sum(theirs[key][i] for theirs in everyones) for i in (0, 1))
-            summed[key].value = torch.tensor(total, dtype=torch.float64, device=self.root_device)
-            if summed[key].meta.is_mean_reduction:
-                summed[key].cumulated_batch_size = torch.tensor(samples, dtype=torch.float64, device=self.root_device)
+        everyones = self._gather(numbers.mine())
+        for key in sorted(set().union(*everyones)):  # one worker may have had no such batch
+            numbers.put(key, [theirs[key] for theirs in everyones if key in theirs], self.root_device)
 
     def _end_of_loader(self) -> Any:
         """Where workers that have had its last batch read what to do: once all have, or one that has not leaves."""
