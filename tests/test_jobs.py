@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing as mp
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -122,6 +123,25 @@ def test_a_job_that_cannot_be_started_has_failed_and_the_others_go_on(
     assert "Traceback" not in output
     assert "job 0 failed: nothing can be written to TMPDIR" in output
     assert output.count("finished") == 1
+
+
+def test_a_signal_behind_a_job_keeps_its_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped_late(job: Job, overrides: list[str]) -> jobs.Outcome:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)
+        return jobs.Outcome(overrides, "finished", measure=1.5, measured="loss")
+
+    monkeypatch.setattr(train, "_in_a_process", stopped_late)
+    code, output = run_command(tmp_path, "-m", "debug=fast", "seed=1,2")
+    assert code == 143, output
+    assert re.search(r"0 +seed=1 +finished +1.5000", output), output
+    assert "never started: job 1" in output
+
+
+def test_a_directory_that_was_refused_is_none_of_the_jobs(tmp_path: Path) -> None:
+    path = os.pathsep.join(filter(None, sys.path))
+    code = f"from ticks.jobs import tell; tell(run_dir={str(tmp_path / 'gone')!r})"
+    assert run_job([sys.executable, "-c", code], [], env={"PYTHONPATH": path}).run_dir is None
 
 
 def test_ctrl_c_before_a_job_is_awake_leaves_without_a_trace(tmp_path: Path) -> None:

@@ -49,9 +49,17 @@ CALLBACKS = """
     class Deaf(Callback):  # waits where no handler of Python's runs
         def on_fit_start(self, trainer, module):
             print("deaf now", flush=True)
-            import ctypes
-            ctypes.PyDLL(None).sleep(1000)
+            from tests.test_session import wait_in_c
+            wait_in_c()
 """
+
+
+def wait_in_c() -> None:
+    """For ever, where no handler runs and no signal but one that kills ends it: a lock that is held already."""
+    c, lock = ctypes.CDLL(None), ctypes.create_string_buffer(128)
+    c.pthread_mutex_init(lock, None)
+    c.pthread_mutex_lock(lock)
+    c.pthread_mutex_lock(lock)
 
 
 def with_callbacks(directory: Path) -> dict[str, str]:
@@ -357,7 +365,7 @@ def test_a_run_that_is_through_stays_finished_whatever_holds_its_end_up(
 ) -> None:
     def deaf(session: object) -> None:
         print("ends workers", flush=True)
-        ctypes.CDLL(None).sleep(60)  # where no handler runs, and no signal but one that kills ends it
+        wait_in_c()
 
     monkeypatch.setattr(signals, "LEAVE_SECONDS", 0.5)
     monkeypatch.setattr(session.Session, "_end_workers", deaf)

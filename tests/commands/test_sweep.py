@@ -1,6 +1,9 @@
 """Sweep files: every combination composes, means what it says, and trains."""
 
+import os
 import re
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from tests.conftest import REPOSITORY, Command, only_run, run_command
 from ticks.commands.sweep import combinations, program_of, run_all
 from ticks.config import ConfigError, check_targets, compose_strictly
+from ticks.jobs import Outcome
 from ticks.record import summary
 
 CONFIGS = REPOSITORY / "configs"
@@ -184,3 +188,17 @@ def test_a_file_that_is_no_grid_is_one_message(text: str, message: str, tmp_path
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"sweep file '.*nothing\.yaml' does not exist"):
         combinations(tmp_path / "nothing.yaml")
+
+
+def test_a_signal_behind_a_job_keeps_its_outcome(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped_late(command: list[str], overrides: list[str]) -> Outcome:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)
+        return Outcome(overrides, "finished", measure=1.5, measured="loss")
+
+    monkeypatch.setattr("ticks.commands.sweep.run_job", stopped_late)
+    with pytest.raises(SystemExit, match="143"):
+        run_all([["seed=1"], ["seed=2"]], [], Path("train.py"))
+    assert re.search(r"1 +seed=1 +finished +1.5000", capsys.readouterr().out)
