@@ -145,6 +145,7 @@ def test_another_lightning_is_refused_in_one_line_that_says_what_to_install(
 
 
 def test_another_hydra_is_refused_in_one_line_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_sweep(["seed=0,1"], REPOSITORY / "configs")  # the first one makes Hydra load its plugins anew
     sweepers = importlib.import_module("hydra._internal.core_plugins.basic_sweeper")
     monkeypatch.delattr(sweepers, "BasicSweeper")
     with pytest.raises(ConfigError, match=r"^this Hydra is not known here: .*: pip install 'hydra-core==1\.3\.\*'$"):

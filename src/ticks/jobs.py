@@ -99,6 +99,17 @@ def scratch_directory(files: Mapping[str, str] | None = None) -> Iterator[Path]:
 # ---- in the process that waits -----------------------------------------------------------------------------------
 
 
+_came: list[int] = []  # signals that a block of `signals_afterwards` has put off
+
+
+def _ended(process: subprocess.Popen, seconds: float = 0.5) -> int | None:
+    """Its exit code, once it has ended within so many seconds."""
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+
+
 def run_job(
     command: Sequence[str],
     overrides: Sequence[str],
@@ -129,6 +140,9 @@ def run_job(
         pass_on()
 
     with scratch_directory() as folder, acting_on_signals(came):
+        if _came:  # between two jobs: this one need not begin
+            outcome.status, outcome.asked = "not started", _came[0]
+            return outcome
         file = folder / "told.json"
         own = {name: value for name, value in os.environ.items() if name != "WANDB_RUN_ID"}
         own |= {TOLD: str(file), JOB: str(os.getpid())} | (env or {})
@@ -139,7 +153,8 @@ def run_job(
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         pass_on()  # what came while the process started
-        code = process.wait()
+        while (code := _ended(process)) is None:
+            pass  # back to where handlers run: C may have told another thread of a signal
         about = _told(file)
     there = "run_dir" in about and Path(about["run_dir"]).is_dir()  # a refused one has none
     outcome.run_dir, outcome.message = about["run_dir"] if there else None, about.get("message")
@@ -200,11 +215,13 @@ def _outcomes() -> dict[int, Outcome]:
 @contextmanager
 def signals_afterwards() -> Iterator[None]:
     """A signal that comes in the block ends this process behind it, with 128 + signal."""
-    came: list[int] = []
-    with acting_on_signals(lambda signum, frame: came.append(signum)):
-        yield
-    if came:
-        sys.exit(128 + came[0])
+    try:
+        with acting_on_signals(lambda signum, frame: _came.append(signum)):
+            yield
+        if _came:
+            sys.exit(128 + _came[0])
+    finally:
+        _came.clear()
 
 
 @contextmanager

@@ -102,7 +102,8 @@ class Classification(Task):
 
 
 def confusion_figure(confusion_CxC: Tensor, names: list[str]) -> Any:
-    """The matrix as a picture: shares of each row by colour, counts in the cells. ImportError without matplotlib."""
+    """The matrix as a picture: shares of each row by colour, counts in the cells. ImportError without
+    matplotlib, which is in the extra `figures`."""
     from matplotlib.figure import Figure
 
     n = len(names)
