@@ -109,7 +109,7 @@ def run(home: Path, directory: Path, *arguments: str, program: str = "train.py")
 THEIRS = ("data=halves", "task=halves", "trainer.max_steps=40", "trainer.val_check_interval=20")
 
 
-@pytest.fixture(scope="module", params=["ticks", "ddp"])
+@pytest.fixture(scope="module", params=["ticks"])
 def trained(home: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     directory = tmp_path_factory.mktemp("run")
     code, output = run(

@@ -9,8 +9,6 @@ from tests.golden import cases, difference, machine, measure, read
 SOME = (
     "strategy=ticks",
     "strategy=streaming_diloco",
-    "strategy=ddp_int4",
-    "model=no_norm",
     "optimizer=muon",
     "dropout, accumulation",
     "digits, a perceptron",
