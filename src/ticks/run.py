@@ -341,10 +341,11 @@ class Run:
         results = do(task, datamodule=data, ckpt_path=checkpoint, verbose=False)
         merged = {key: value for of_loader in results or () for key, value in of_loader.items()}
         found = contract.evaluated(merged, split)
-        self._refuse_measures_that_are_none(found)
+        if split == "val":
+            self._refuse_a_measure_that_is_none(found)
         return found
 
-    def _refuse_measures_that_are_none(self, found: Mapping[str, float]) -> None:
+    def _refuse_a_measure_that_is_none(self, found: Mapping[str, float]) -> None:
         """Refused, on every worker, if a task is judged by what it does not log."""
         if missing := [m.name for m in self.measures[:1] if found and m.name not in found]:
             logged = ", ".join(f"val/{name}" for name in found)

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import Dataset, TensorDataset
 
 from ticks.data import MapData
-from ticks.data.samples import EvalSamples, TrainSamples
+from ticks.data.samples import TrainSamples
 
 
 class Numbers(Dataset):
@@ -96,8 +96,10 @@ def test_every_sample_is_measured_once_in_equally_many_batches(n: int, size: int
 
 
 def test_fewer_samples_than_workers_are_refused() -> None:
-    with pytest.raises(MisconfigurationException, match="2 samples cannot be measured by 3 workers"):
-        EvalSamples(Numbers(2), None, batch_size=1, seed=0, worker=0, world_size=3)
+    with pytest.raises(MisconfigurationException, match="2 val samples cannot be measured by 3 workers"):
+        data(2).eval_batches("val", 3, 0)
+    with pytest.raises(ValueError, match="2 val samples cannot be measured by 3 workers"):
+        data(2).check_splits(["val"], 3)
 
 
 def test_what_is_no_dataset_is_named() -> None:

@@ -138,13 +138,11 @@ class TrainSamples(TrainBatches):
 
 class EvalSamples(Dataset):
     """Every sample once, in equally many batches on each worker, of at most `batch_size` where that can be: nothing is
-    padded, nothing left out. MisconfigurationException if there are fewer samples than workers.
+    padded, nothing left out. There are at least as many samples as workers.
     """
 
     def __init__(self, dataset: Any, collate: Any, *, batch_size: int, seed: int, worker: int, world_size: int) -> None:
         self.n = len(dataset)
-        if self.n < world_size:
-            raise MisconfigurationException(f"data: {self.n} samples cannot be measured by {world_size} workers")
         self.dataset = dataset
         self.collate = collate
         self.seed = seed

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch.optim import AdamW
 
-from ticks.optim.checks import not_negative
+from ticks.optim.checks import below_one, not_negative
 
 
 def adamw(
@@ -19,6 +19,5 @@ def adamw(
 ) -> AdamW:
     """One kernel for all parameters; ValueError for numbers that cannot be used."""
     not_negative(lr=lr, weight_decay=weight_decay, eps=eps)
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"betas={list(betas)} must be two numbers from 0 to below 1")
+    below_one(betas=betas)
     return AdamW(params, lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay, fused=fused)
