@@ -512,6 +512,7 @@ def test_so_does_a_notebook(tmp_path: Path) -> None:
 def test_a_second_trainer_of_a_script_finds_the_workers_there(tmp_path: Path) -> None:
     script = tmp_path / "twice.py"
     script.write_text(f"{SNIPPET}\nif __name__ == '__main__':\n    train(2); train(2)\n")
-    code, output = run_command(tmp_path, program=str(script))
-    assert code == 0, output
-    assert output.count("steps 4") == 4, output
+    command = Command(tmp_path, program=str(script))
+    assert command.end() == 0, command.output
+    assert command.output.count("steps 4") == 4, command.output
+    assert command.output_file.with_suffix(".workers").read_text().count("\n") == 1  # one other was started, once
