@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ticks.optim.checks import below_one, not_negative
+from ticks.arguments import at_least, below_one, not_negative
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that pushes singular values towards 1
 
@@ -23,7 +23,7 @@ class Muon(Optimizer):
     """Parameter groups with `matrices` n take their weights (n rows, columns) for n matrices, one below the other;
     groups without are AdamW's. `momentum` is b, `betas` and `eps` are AdamW's.
 
-    ValueError for numbers that cannot be used.
+    ArgumentError for numbers that cannot be used.
     """
 
     wants_matrices = True  # `grouped` tells them apart
@@ -41,8 +41,7 @@ class Muon(Optimizer):
     ) -> None:
         not_negative(lr=lr, weight_decay=weight_decay, eps=eps)
         below_one(momentum=momentum, betas=betas)
-        if newton_schulz_steps < 1:
-            raise ValueError(f"newton_schulz_steps={newton_schulz_steps} must be at least 1")
+        at_least(1, newton_schulz_steps=newton_schulz_steps)
         defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "betas": tuple(betas), "eps": eps}
         super().__init__(params, defaults | {"newton_schulz_steps": newton_schulz_steps, "matrices": 0})
 
