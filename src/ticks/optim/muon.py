@@ -106,7 +106,7 @@ def multiplies_in_bfloat16(device: str) -> bool:
     """Whether it does so itself, instead of imitating it slowly."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
