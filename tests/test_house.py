@@ -63,7 +63,7 @@ def test_what_computes_never_sees_a_configuration(room: str) -> None:
         assert not known & {"hydra", "omegaconf"}, file
 
 
-@pytest.mark.parametrize("room", ["data", "optim", "tasks", "strategy", "record"])
+@pytest.mark.parametrize("room", [*PLAIN, "record"])
 def test_a_mistake_that_names_an_argument_is_an_argument_error(room: str) -> None:
     """So that nobody has to read it out of the message: `raise ValueError(f"lr={lr} must ...")` is not to be found."""
     for file in files(room):
@@ -75,6 +75,16 @@ def test_a_mistake_that_names_an_argument_is_an_argument_error(room: str) -> Non
 def test_models_work_without_lightning() -> None:
     for file in files("models"):
         assert not {module.split(".")[0] for module, _ in imports(file)} & {"lightning", "torchmetrics", "wandb"}, file
+
+
+def test_what_is_written_can_be_read_at_one_sitting() -> None:
+    """A longer one has a part with a name of its own."""
+    most = {ast.ClassDef: 300, ast.FunctionDef: 60, ast.AsyncFunctionDef: 60}
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, tuple(most)):
+                lines = (node.end_lineno or 0) - min([node.lineno, *(d.lineno for d in node.decorator_list)]) + 1
+                assert lines <= most[type(node)], f"{file}: {node.name} has {lines} lines"
 
 
 def test_no_private_name_of_one_room_is_used_in_another() -> None:

@@ -41,9 +41,9 @@ from torch.nn.utils import clip_grad_norm_
 from torch.profiler import ProfilerActivity, profile
 
 from tests.benchmarks.tick import OnlyParameters, quiet_trainer, time_ticks
+from ticks.assemble import parts, trainer_of
 from ticks.config import build, compose_strictly
 from ticks.record.callback import Record
-from ticks.run import parts, trainer_of
 from ticks.strategy import DDP, FP32, Gradients, Int4, Int8, Outer, Parameters, TickStrategy
 
 TIMEOUT = 1200.0  # seconds for the workers of one measurement

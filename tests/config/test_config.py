@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 
 from tests.conftest import REPOSITORY, run_command
+from ticks.assemble import parts
 from ticks.config import (
     ConfigError,
     build,
@@ -29,7 +30,6 @@ from ticks.config import (
     with_home_directory,
 )
 from ticks.record import summary
-from ticks.run import parts
 from ticks.run_directory import find_unfinished
 from ticks.strategy.workers import WorkerStrategy
 
@@ -344,8 +344,8 @@ def test_an_argument_that_its_target_does_not_take_is_named(override: str, messa
 @pytest.mark.parametrize(
     ("overrides", "group", "message"),
     [
-        (["model.n_heads=3"], "model", "model[.:] ?n_heads=3 must divide d_model=32"),
-        (["model.activation=swish"], "model", "model[.:] ?activation='swish' is unknown; known: gelu, relu, silu"),
+        (["model.n_heads=3"], "model", "model.n_heads=3 must divide d_model=32"),
+        (["model.activation=swish"], "model", "model.activation='swish' is unknown; known: gelu, relu, silu"),
         (["model=ln_ticks", "model.adapter.width=0"], "model", "model: width=0 must be at least 1"),
         (["strategy.clock.interval=0"], "strategy", "strategy.clock.interval=0 must be at least 1"),
         (["strategy.hang_seconds=0"], "strategy", "strategy.hang_seconds=0 must be a finite number of seconds above 0"),
@@ -535,7 +535,7 @@ except SystemExit as exit_:
         (["data=null"], "data=null is unknown"),
         (["seed=abc"], "seed=abc must be a whole number"),
         (["debug=fast", "optimizer.lr=abc"], "optimizer.lr=abc must be a number"),
-        (["debug=fast", "model.n_heads=3"], "n_heads=3 must divide d_model=32"),
+        (["debug=fast", "model.n_heads=3"], "model.n_heads=3 must divide d_model=32"),
         (["debug=fast", "trainer.accumulate_grad_batches=0"], "accumulate_grad_batches=0 must be at least 1"),
         (["data=text"], "data.path=None is not set"),
         (["resume=nowhere"], "'nowhere' is no run directory"),

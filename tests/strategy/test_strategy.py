@@ -31,8 +31,8 @@ from ticks.strategy import (
     Streaming,
     TickStrategy,
 )
+from ticks.strategy.facts import FIELDS
 from ticks.strategy.flat import digest
-from ticks.strategy.strategy import FIELDS
 from ticks.strategy.wire import ring_bytes
 
 

@@ -19,8 +19,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tests.benchmarks.network.link import sent
 from tests.benchmarks.network.workers import Report
+from ticks.assemble import parts, trainer_of
 from ticks.config import build, compose_strictly
-from ticks.run import parts, trainer_of
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 WORKERS = 4
