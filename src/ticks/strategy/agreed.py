@@ -38,6 +38,7 @@ class AgreedModel:
         if self.rounds.agreed or self.own is not None or exchange is None:
             return False
         layout = exchange.laid_out()
+        self.rounds.make_room()
         own = [t.detach().clone() for t in layout.tensors]
         layout.load()
         if exchange.sync.keeps_anchor:

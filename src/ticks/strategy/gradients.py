@@ -120,6 +120,10 @@ class GradientMessages:
         exchange.ledger.sent(received.n_bytes)
         self.rows_NxF = received.rows_NxF
 
+    def give_memory_back(self) -> None:
+        """Until the next message; not while gradients are added up."""
+        self._buffer = None
+
     def state(self) -> Tensor | None:
         """What has been added up."""
         return None if self._buffer is None else self._buffer.flat.all

@@ -133,9 +133,15 @@ class Rounds:
         self._last_exchange = exchange.state_dict(agreed=True)  # for a checkpoint of the trained model
 
     def close(self) -> None:
+        self.gradients = None  # first: while the parameters get storage of their own, there are two copies of them
         if self.exchange is not None:
             self.exchange.close()
-        self.exchange = self.gradients = None
+        self.exchange = None
+
+    def make_room(self) -> None:
+        """For a second copy of the parameters, while there is one."""
+        if self.gradients is not None and not self.plan.accumulates:
+            self.gradients.give_memory_back()
 
     # ---- what the exchange asks ----------------------------------------------------------------------------------
 
