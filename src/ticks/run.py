@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ticks import contract
-from ticks.config import ConfigError, build, check_targets, offered, takes
+from ticks.config import ConfigError, build, check_targets, offered, said_of, takes
 from ticks.contract import Measure
 from ticks.job import Job, relative
 from ticks.optim import Rule, configure, grouped
@@ -47,6 +47,7 @@ QUIET = (  # messages of our libraries that say nothing a user can act on
     ".*`lr_scheduler.step..` before `optimizer.step..`.*",  # sync rule `accumulate` skips steps on purpose
 )
 
+READING = (ValueError, OSError, ImportError)  # what data that cannot be used are refused with
 
 # ---- assemble ----------------------------------------------------------------------------------------------------
 
@@ -69,12 +70,13 @@ class Parts:
             raise ConfigError(f"task: {error}") from None
 
 
-def parts(config: DictConfig, choices: Mapping[str, str]) -> Parts:
-    """Data, and a task with the model it is to train. ConfigError for what does not fit together."""
+def parts(config: DictConfig, choices: Mapping[str, str], checkpoint: str | None = None) -> Parts:
+    """Data, and a task with the model it is to train; data recall what the `checkpoint` holds of them. ConfigError for
+    what does not fit together."""
     for group in ("data", "model", "task", "optimizer", "schedule"):
         check_targets(config[group], group)
     data = build(config.data, "data")
-    shape, source = contract.shape_of(data), f"data={choices.get('data', '')}".rstrip("=")
+    shape, source = _shape_of(data, config.data, checkpoint), f"data={choices.get('data', '')}".rstrip("=")
     uses_model = takes(config.task, "model")
     made: dict[str, Any] = {}
     if uses_model:
@@ -94,6 +96,17 @@ def parts(config: DictConfig, choices: Mapping[str, str]) -> Parts:
     if not own_optimizer:
         _check_optimizer(how["optimizer"], how["parameter_groups"], task)
     return Parts(data, task, uses_model, own_optimizer)
+
+
+def _shape_of(data: Any, node: DictConfig, checkpoint: str | None) -> dict[str, Any]:
+    """ConfigError for data that cannot be read, if that is needed to know what they are."""
+    try:
+        if checkpoint and hasattr(data, "recall"):
+            saved = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+            data.recall(saved.get(type(data).__qualname__, {}))
+        return contract.shape_of(data)
+    except READING as error:
+        raise ConfigError(said_of("data", node, error)) from error
 
 
 def _check_optimizer(make: Any, rules: list[Rule], task: LightningModule) -> None:
@@ -193,7 +206,7 @@ class Run:
         config, fitting = self.config, self.job.mode == "fit"
         _quieten()
         seed_everything(int(config.seed), workers=True, verbose=False)
-        self.parts = parts(config, self.job.choices)
+        self.parts = parts(config, self.job.choices, self.job.checkpoint)
         data, task = self.parts.data, self.parts.task
         self.measures = self.parts.measures
         check_targets(config)
@@ -269,8 +282,8 @@ class Run:
             data.prepare_data()
             if hasattr(data, "check_splits"):
                 data.check_splits(["val", *(["test"] if self.config.test else [])], self.trainer.world_size)
-        except (ValueError, OSError, ImportError) as error:
-            raise ConfigError(f"data: {error}") from error
+        except READING as error:
+            raise ConfigError(said_of("data", self.config.data, error)) from error
 
     # ---- fit
 

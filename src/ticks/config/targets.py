@@ -168,11 +168,16 @@ def build(node: DictConfig | None, path: str, *args: Any, **kwargs: Any) -> Any:
             raise ConfigError(f"{path} does not fit into memory: {str(cause).splitlines()[0]}") from error
         if isinstance(cause, mistakes) or type(cause).__name__ == "MisconfigurationException":
             key = _full_key(error, path)
-            about = re.match(r"(\w+)=", str(cause))  # "lr=-1 must not be negative" begins with an argument
             failed = OmegaConf.select(node, key.removeprefix(path)[1:]) if key != path else node
-            between = "." if about and about[1] in (failed or ()) else ": "
-            raise ConfigError(f"{key}{between}{cause}") from error
+            raise ConfigError(said_of(key, failed, cause)) from error
         raise
+
+
+def said_of(path: str, node: Any, error: Any) -> str:
+    """What an object says of itself, with the path of its `node` before it: "lr=-1 must not be negative" begins with an
+    argument."""
+    about = re.match(r"(\w+)=", str(error))
+    return f"{path}{'.' if about and about[1] in (node or ()) else ': '}{error}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

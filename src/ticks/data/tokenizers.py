@@ -75,8 +75,8 @@ class Bpe(Bytes):
 
     def __init__(self, merges: Merges) -> None:
         super().__init__()
-        self._merges = [(int(a), int(b)) for a, b in merges]
-        for a, b in self._merges:
+        self.merges = [(int(a), int(b)) for a, b in merges]
+        for a, b in self.merges:
             self.bytes_of.append(self.bytes_of[a] + self.bytes_of[b])
         self._tokenizer = self._made()
 
@@ -101,7 +101,7 @@ class Bpe(Bytes):
         library, letters = _library(), _letters()
         names = ["".join(letters[byte] for byte in content) for content in self.bytes_of]
         names[:FIRST_BYTE] = ["pad id", "start id", "end id"]  # with a space, which no token's name has
-        pairs = [(names[a], names[b]) for a, b in self._merges]
+        pairs = [(names[a], names[b]) for a, b in self.merges]
         return _splitting(library.models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=pairs))
 
     def encode_many(self, texts: Iterable[Text]) -> list[list[int]]:
@@ -123,6 +123,18 @@ class Bpe(Bytes):
             text = _utf8(part)
             tokens += [FIRST_BYTE + byte for byte in part] if text is None else self._tokenizer.encode(text).ids
         return tokens
+
+
+class TrainedBpe:
+    """Byte-pair encoding of `vocab_size` tokens, to be learnt from texts once there are some. ArgumentError for fewer
+    than there are bytes and reserved ids."""
+
+    def __init__(self, *, vocab_size: int) -> None:
+        at_least(FIRST_BYTE + 256, most=MOST, vocab_size=vocab_size)
+        self.vocab_size = vocab_size
+
+    def __call__(self, texts: Iterable[Text], *, identity: str) -> Bpe:
+        return Bpe.trained(texts, vocab_size=self.vocab_size, identity=identity)
 
 
 def _learnt(texts: Iterator[Text], vocab_size: int) -> list[tuple[int, int]]:
