@@ -1,12 +1,15 @@
 """Where what was prepared once is kept: folders that appear whole or not at all."""
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+SIZES = "sizes.json"  # of the files of a folder, written last
 
 
 def cache_root() -> Path:
@@ -25,13 +28,16 @@ def make_whole(
     directory: Path,
     items: Iterable[Any],
     write: Callable[[Iterator[Any], Path], None],
-    is_whole: Callable[[Path], bool],
+    is_whole: Callable[[Path], bool] | None = None,
 ) -> None:
-    """`write(items, folder)` unless `directory` is whole. The folder takes its place when it is done, whoever else
-    makes the same one meanwhile.
+    """`write(items, folder)` unless `directory` is whole: unless every file has the size that it was written with.
 
-    OSError, which says what to set, if the cache cannot be written; an error of reading the items is raised as it is.
+    The folder takes its place when it is done, whoever else makes the same one meanwhile. OSError, which says what to
+    set, if the cache cannot be written; an error of reading the items is raised as it is.
     """
+    if is_whole is None:
+        make_whole(directory, items, lambda read, scratch: _sealed(write, read, scratch), _has_its_sizes)
+        return
     if is_whole(directory):
         return
     unread: list[OSError] = []
@@ -45,6 +51,20 @@ def make_whole(
                 f"the cache of prepared text cannot be written to {directory.parent} ({error.strerror or error}):"
                 " set the environment variable TICKS_CACHE to a directory that can, with room for all the text"
             ) from error
+
+
+def _sealed(write: Callable[[Iterator[Any], Path], None], items: Iterator[Any], scratch: Path) -> None:
+    write(items, scratch)
+    sizes = {file.name: file.stat().st_size for file in scratch.iterdir()}
+    (scratch / SIZES).write_text(json.dumps(sizes))
+
+
+def _has_its_sizes(directory: Path) -> bool:
+    try:
+        sizes = json.loads((directory / SIZES).read_text())
+        return all((directory / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _noting(items: Iterable[Any], unread: list[OSError]) -> Iterator[Any]:

@@ -42,7 +42,7 @@ def encode(corpus: Corpus, tokenizer: Bytes) -> Encoded:
         n_tokens = {split: _write(corpus, split, tokenizer, scratch / f"{split}.bin", dtype) for split in SPLITS}
         (scratch / "tokens.json").write_text(json.dumps({"n_tokens": n_tokens, "dtype": dtype}))
 
-    make_whole(directory, (), write, _is_whole)
+    make_whole(directory, (), write)
     about = json.loads((directory / "tokens.json").read_text())
     lengths = tokenizer.lengths
     lengths[END] = 1
@@ -57,14 +57,14 @@ def token_type(vocab_size: int) -> str:
 def _write(corpus: Corpus, split: str, tokenizer: Bytes, path: Path, dtype: str) -> int:
     n = 0
     with path.open("wb") as file:
-        for documents in _batches(corpus.texts(split)):
+        for documents in in_batches(corpus.texts(split)):
             flat = np.fromiter(chain.from_iterable((*ids, END) for ids in tokenizer.encode_many(documents)), dtype)
             file.write(flat.tobytes())
             n += len(flat)
     return n
 
 
-def _batches(documents: Iterable[bytes]) -> Iterator[list[bytes]]:
+def in_batches(documents: Iterable[bytes]) -> Iterator[list[bytes]]:
     batch, size = [], 0
     for document in documents:
         batch.append(document)
@@ -73,12 +73,3 @@ def _batches(documents: Iterable[bytes]) -> Iterator[list[bytes]]:
             yield batch
             batch, size = [], 0
     yield batch
-
-
-def _is_whole(directory: Path) -> bool:
-    try:
-        about = json.loads((directory / "tokens.json").read_text())
-        size = np.dtype(about["dtype"]).itemsize
-        return all((directory / f"{s}.bin").stat().st_size == size * about["n_tokens"][s] for s in SPLITS)
-    except (OSError, ValueError, LookupError, TypeError):
-        return False

@@ -93,7 +93,7 @@ class Bpe(Bytes):
         def write(items: Iterator[Text], scratch: Path) -> None:
             (scratch / "tokenizer.json").write_text(json.dumps({"merges": _learnt(items, vocab_size)}))
 
-        make_whole(directory, texts, write, _is_whole)
+        make_whole(directory, texts, write)
         return cls(json.loads((directory / "tokenizer.json").read_text())["merges"])
 
     def _made(self) -> Any:
@@ -191,10 +191,3 @@ def _utf8(content: bytes) -> str | None:
         return content.decode()
     except UnicodeDecodeError:
         return None
-
-
-def _is_whole(directory: Path) -> bool:
-    try:
-        return isinstance(json.loads((directory / "tokenizer.json").read_text())["merges"], list)
-    except (OSError, ValueError, LookupError):
-        return False
