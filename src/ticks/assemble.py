@@ -41,6 +41,8 @@ QUIET = (  # messages of our libraries that say nothing a user can act on
     ".*`lr_scheduler.step..` before `optimizer.step..`.*",  # sync rule `accumulate` skips steps on purpose
 )
 
+READING = (ValueError, OSError, ImportError)  # what data that cannot be used are refused with
+
 
 # ---- what is learnt, from what ----------------------------------------------------------------------------------
 
@@ -80,12 +82,13 @@ class Parts:
         return notes
 
 
-def parts(config: DictConfig, choices: Mapping[str, str]) -> Parts:
-    """Data, and a task with the model it is to train. ConfigError for what does not fit together."""
+def parts(config: DictConfig, choices: Mapping[str, str], checkpoint: str | None = None) -> Parts:
+    """Data, and a task with the model it is to train; data recall what the `checkpoint` holds of them. ConfigError for
+    what does not fit together."""
     for group in ("data", "model", "task", "optimizer", "schedule"):
         check_targets(config[group], group)
     data = build(config.data, "data")
-    shape, source = contract.shape_of(data), f"data={choices.get('data', '')}".rstrip("=")
+    shape, source = _shape_of(data, checkpoint), f"data={choices.get('data', '')}".rstrip("=")
     uses_model = takes(config.task, "model")
     made: dict[str, Any] = {}
     if uses_model:
@@ -106,6 +109,17 @@ def parts(config: DictConfig, choices: Mapping[str, str]) -> Parts:
     if not own_optimizer:
         _check_optimizer(how["optimizer"], how["parameter_groups"], task)
     return Parts(data, task, uses_model, own_optimizer)
+
+
+def _shape_of(data: Any, checkpoint: str | None) -> dict[str, Any]:
+    """ConfigError for data that cannot be read, if that is needed to know what they are."""
+    try:
+        if checkpoint and hasattr(data, "recall"):
+            saved = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+            data.recall(saved.get(type(data).__qualname__, {}))
+        return contract.shape_of(data)
+    except READING as error:
+        raise ConfigError(under("data", error)) from error
 
 
 def _compile(model: torch.nn.Module, how: bool | str) -> None:
@@ -169,7 +183,7 @@ def assemble(job: Job, me: Identity, worker_command: list[str]) -> Assembled:
     config, run_dir, fitting = OmegaConf.create(job.config), Path(job.run_dir), job.mode == "fit"
     _quieten()
     seed_everything(int(config.seed), workers=True, verbose=False)
-    made = parts(config, job.choices)
+    made = parts(config, job.choices, job.checkpoint)
     measures = made.measures
     check_targets(config)
     strategy = build(config.strategy, "strategy", worker_command=worker_command, fingerprint=job.config_digest)
@@ -274,7 +288,7 @@ def _prepare(data: Any, splits: list[str], world_size: int) -> None:
         data.prepare_data()
         if hasattr(data, "check_splits"):
             data.check_splits(splits, world_size)
-    except (ValueError, OSError, ImportError) as error:
+    except READING as error:
         raise ConfigError(under("data", error)) from error
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tests.conftest import REPOSITORY, Command, free_port, only_run
+from tests.conftest import REPOSITORY, only_run, run_forked
 from ticks.record.metrics import MetricsFile
 
 FILE = Path(__file__).with_name("losses.json")
@@ -46,18 +46,9 @@ def cases() -> dict[str, tuple[int, tuple[str, ...]]]:
 def measure(name: str, directory: Path) -> dict[str, Any]:
     """Losses of one case by step, and a digest of the parameters that it ends with. Its workers are forked here."""
     n, overrides = cases()[name]
-    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(n), "NODE_RANK": "0"}
-    commands = [
-        Command(
-            directory / str(rank), *overrides, f"trainer.devices={n}",
-            env=environment | {"LOCAL_RANK": str(rank), "RANK": str(rank)} if n > 1 else {},
-        )
-        for rank in range(n)
-        if not (directory / str(rank)).mkdir(parents=True)
-    ]  # fmt: skip
-    for command in commands:
-        assert command.end() == 0, command.output
-    run = only_run(directory / "0")
+    code, output = run_forked(n, directory, *overrides)
+    assert code == 0, output
+    run = only_run(directory)
     rows = MetricsFile(run / "metrics.csv").rows()
     losses = {key: {row["step"]: float(row[key]) for row in rows if row.get(key)} for key in LOSSES}
     state = torch.load(run / "checkpoints" / "final.ckpt", weights_only=True)["state_dict"]

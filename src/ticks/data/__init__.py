@@ -4,7 +4,24 @@ from ticks.data.base import StepData
 from ticks.data.bbc import BBCNews
 from ticks.data.bytes import ByteData
 from ticks.data.digits import Digits
+from ticks.data.labelled import LabelledTexts
 from ticks.data.samples import MapData
+from ticks.data.table import Table
 from ticks.data.text import TextFiles
+from ticks.data.tokenizers import Bpe, Bytes, TrainedBpe
+from ticks.data.topics import Topics
 
-__all__ = ["BBCNews", "ByteData", "Digits", "MapData", "StepData", "TextFiles"]
+__all__ = [
+    "BBCNews",
+    "Bpe",
+    "ByteData",
+    "Bytes",
+    "Digits",
+    "LabelledTexts",
+    "MapData",
+    "StepData",
+    "Table",
+    "TextFiles",
+    "Topics",
+    "TrainedBpe",
+]

@@ -41,7 +41,16 @@ class MapData(StepData):
         super().__init__(**arguments)
         self._given = {"train": train, "val": val, "test": test}
         self._loaded: dict[str, Dataset] | None = None
-        self.shape = dict(shape or {})
+        self._shape = dict(shape or {})
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What a model is built for."""
+        return self._shape
+
+    @shape.setter
+    def shape(self, shape: Mapping[str, Any]) -> None:
+        self._shape = dict(shape)
 
     def load(self) -> dict[str, Dataset]:
         """The datasets by split, {"train": ..., "val": ..., "test": ...}."""

@@ -6,6 +6,7 @@ import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ticks.arguments import ArgumentError
 from ticks.data.bytes import ByteData
@@ -28,13 +29,13 @@ ENCODINGS = {
 
 
 class TextFiles(ByteData):
-    """Text files as bytes. `path` is a file, a folder (every text file below it) or a glob ("books/**/*.txt").
+    """Text files. `path` is a file, a folder (every text file below it) or a glob ("books/**/*.txt").
 
     A document is a run of paragraphs of about `document_bytes` bytes (less where the corpus is small, so that each
     split gets some). ArgumentError if nothing matches, or if there is no text in it, or something else.
     """
 
-    def __init__(self, *, path: str | None, document_bytes: int = 4096, **kwargs: int) -> None:
+    def __init__(self, *, path: str | None, document_bytes: int = 4096, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not path:
             raise ArgumentError("path", path, 'is not set: give a text file, a folder or a quoted glob, "books/*.txt"')

@@ -9,7 +9,7 @@ from torchmetrics import Metric
 
 
 class TokenLoss(Metric):
-    """Mean negative log-likelihood per token, in units of `unit` nats (1: nats; ln 2: bits).
+    """Mean negative log-likelihood per token (or byte), in units of `unit` nats (1: nats; ln 2: bits).
 
     The sums are float64 and travel as they are, so that splitting the tokens over workers changes nothing.
     """
