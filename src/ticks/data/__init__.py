@@ -1,10 +1,26 @@
 """Data sources. Each serves batches that depend on (seed, step, worker) alone."""
 
+from ticks.data.augment import ShiftRotate
 from ticks.data.base import StepData
 from ticks.data.bbc import BBCNews
 from ticks.data.bytes import ByteData
 from ticks.data.digits import Digits
+from ticks.data.idx import IdxFiles
+from ticks.data.images import Images, LabelledImages
+from ticks.data.mnist import Mnist
 from ticks.data.samples import MapData
 from ticks.data.text import TextFiles
 
-__all__ = ["BBCNews", "ByteData", "Digits", "MapData", "StepData", "TextFiles"]
+__all__ = [
+    "BBCNews",
+    "ByteData",
+    "Digits",
+    "IdxFiles",
+    "Images",
+    "LabelledImages",
+    "MapData",
+    "Mnist",
+    "ShiftRotate",
+    "StepData",
+    "TextFiles",
+]

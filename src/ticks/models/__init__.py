@@ -10,6 +10,7 @@ from ticks.models.mlp import Mlp
 from ticks.models.norm import LayerNorm, RMSNorm
 from ticks.models.placement import Pre
 from ticks.models.transformer import DecoderTransformer
+from ticks.models.vit import VisionTransformer
 
 __all__ = [
     "Block",
@@ -26,4 +27,5 @@ __all__ = [
     "SelfAttention",
     "TicksAdapter",
     "Transformer",
+    "VisionTransformer",
 ]
