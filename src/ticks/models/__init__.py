@@ -9,6 +9,7 @@ from ticks.models.heads import ClassificationHead
 from ticks.models.mlp import Mlp
 from ticks.models.norm import LayerNorm, RMSNorm
 from ticks.models.placement import Pre
+from ticks.models.recurrent import RecurrentLanguageModel
 from ticks.models.transformer import DecoderTransformer
 from ticks.models.vit import VisionTransformer
 
@@ -24,6 +25,7 @@ __all__ = [
     "Mlp",
     "Pre",
     "RMSNorm",
+    "RecurrentLanguageModel",
     "SelfAttention",
     "TicksAdapter",
     "Transformer",
