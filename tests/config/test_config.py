@@ -70,25 +70,41 @@ def text_file(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.fixture
+def idx_files(tmp_path: Path) -> Path:
+    """A folder with 20 black images of 4 x 4 pixels in each split, of 2 classes."""
+    folder = tmp_path / "idx"
+    folder.mkdir()
+    for split in ("train", "t10k"):
+        sizes = b"".join(n.to_bytes(4, "big") for n in (20, 4, 4))
+        (folder / f"{split}-images-idx3-ubyte").write_bytes(bytes([0, 0, 8, 3]) + sizes + bytes(20 * 4 * 4))
+        (folder / f"{split}-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1]) + sizes[:4] + bytes([0, 1] * 10))
+    return folder
+
+
 def messages(error: pytest.ExceptionInfo[ConfigError]) -> str:
     text = str(error.value)
     assert "\n" not in text
     return text
 
 
-ON_DIGITS = ("data=digits", "model=mlp", "task=classification")  # which belong together
+OF_IMAGES = {"data": "digits", "model": "mlp", "task": "classification"}  # which belong together
+TAKE_IMAGES = ("data=digits", "data=idx", "data=mnist", "data/augment", "model=mlp", "model=vit", "task=classification")
 
 # ---- every file ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("choice", choices(), ids=lambda choice: choice[0] if choice else "train.yaml")
 def test_every_yaml_builds_what_it_describes(
-    choice: list[str], tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+    choice: list[str], tmp_path: Path, text_file: Path, idx_files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overrides = [*choice, f"data.path={text_file}"] if choice == ["data=text"] else choice
-    of_digits = bool(choice) and choice[0] in ON_DIGITS
-    overrides = [*ON_DIGITS] if of_digits else overrides
-    own_sizes = of_digits or any(o.startswith(("experiment", "debug")) for o in choice)
+    paths = {"data=text": [f"data.path={text_file}"], "data=idx": [f"data.path={idx_files}"]}
+    overrides = [*choice, *paths.get(choice[0] if choice else "", [])]
+    of_images = bool(choice) and choice[0].startswith(TAKE_IMAGES)
+    if of_images:
+        others = [f"{group}={name}" for group, name in OF_IMAGES.items() if not choice[0].startswith(f"{group}=")]
+        overrides = [*others, *overrides]
+    own_sizes = of_images or any(o.startswith(("experiment", "debug")) for o in choice)
     tiny = ["trainer.devices=1"] if own_sizes else [*TINY]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -161,13 +177,16 @@ def test_a_seed_of_zero_is_respected() -> None:
         (["model=ln_ticks", "model.adapter.widht=3"], "did you mean 'width'? valid: _partial_, _target_, activation"),
         (["strategy=ddp", "strategy.clock.interval=3"], "valid: _target_, hang_seconds, heartbeat_seconds"),
         (["strategy=ddp", "strategy/wire=int8"], "strategy/wire=int8 chooses nothing: strategy=ddp has no wire"),
-        (["data.path=book.txt"], "unknown key 'data.path' (value 'book.txt'); data=text has it; valid: _target_"),
+        (
+            ["data.path=book.txt"],
+            "unknown key 'data.path' (value 'book.txt'); data=idx and data=text have it; valid: _target_",
+        ),
         (["model.adapter.width=3"], "model.adapter is null here; model/adapter can be: none, ticks"),
         (["strategy=tick"], "strategy=tick is unknown; did you mean 'ticks'? valid: accumulate, adacomm, ddp,"),
         (["model/norm=layernorm"], "model/norm=layernorm is unknown; did you mean 'layer_norm'? valid: layer_norm, no"),
         (["debug=fats"], "debug=fats is unknown; did you mean 'fast'? valid: fast"),
         (["experiment=bbc"], "experiment=bbc is unknown; valid: "),
-        (["data=null"], "data=null is unknown; valid: bbc, digits, text"),
+        (["data=null"], "data=null is unknown; valid: bbc, digits, idx, mnist, text"),
         (["model/norm=null"], "model/norm=null is unknown; valid: layer_norm, none, rms_norm"),
         (["strategy=base"], "strategy has no _target_: choose one of its files, strategy=NAME"),
         (["~model"], "~model: a run needs one: model=ln, "),
@@ -207,7 +226,7 @@ def test_a_seed_of_zero_is_respected() -> None:
         (["trainer.devices=x"], "trainer.devices=x must be a whole number, a list of GPUs, or auto"),
         (["strategy.sync=outer"], "strategy.sync=outer: choose a file with strategy/sync=NAME (accumulate,"),
         (["strategy.clock=8"], "; one of its values: strategy.clock.interval=8"),
-        (["debug=fast", "~data"], "~data: a run needs one: data=bbc, data=digits, data=text"),
+        (["debug=fast", "~data"], "~data: a run needs one: data=bbc, data=digits, data=idx, data=mnist, data=text"),
         (["+callbacks.stop._targt_=a.B"], "did you mean '_target_' instead of '_targt_'?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

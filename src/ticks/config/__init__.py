@@ -10,6 +10,7 @@ from ticks.config.digest import digest, plain
 from ticks.config.keys import check_keys, check_values
 from ticks.config.messages import ConfigError, did_you_mean, quoted
 from ticks.config.overrides import group_options, with_home_directory
+from ticks.config.targets import build, check_targets, is_out_of_memory, locate, offered, takes
 
 __all__ = [
     "ConfigError",

@@ -1,10 +1,14 @@
 """Data sources. Each serves batches that depend on (seed, step, worker) alone."""
 
+from ticks.data.augment import ShiftRotate
 from ticks.data.base import StepData
 from ticks.data.bbc import BBCNews
 from ticks.data.bytes import ByteData
 from ticks.data.digits import Digits
+from ticks.data.idx import IdxFiles
+from ticks.data.images import Images, LabelledImages
 from ticks.data.labelled import LabelledTexts
+from ticks.data.mnist import Mnist
 from ticks.data.samples import MapData
 from ticks.data.table import Table
 from ticks.data.text import TextFiles
@@ -17,8 +21,13 @@ __all__ = [
     "ByteData",
     "Bytes",
     "Digits",
+    "IdxFiles",
+    "Images",
+    "LabelledImages",
     "LabelledTexts",
     "MapData",
+    "Mnist",
+    "ShiftRotate",
     "StepData",
     "Table",
     "TextFiles",

@@ -9,7 +9,9 @@ from ticks.models.heads import ClassificationHead
 from ticks.models.mlp import Mlp
 from ticks.models.norm import LayerNorm, RMSNorm
 from ticks.models.placement import Pre
+from ticks.models.recurrent import RecurrentLanguageModel
 from ticks.models.transformer import DecoderTransformer
+from ticks.models.vit import VisionTransformer
 
 __all__ = [
     "Block",
@@ -23,7 +25,9 @@ __all__ = [
     "Mlp",
     "Pre",
     "RMSNorm",
+    "RecurrentLanguageModel",
     "SelfAttention",
     "TicksAdapter",
     "Transformer",
+    "VisionTransformer",
 ]

@@ -150,11 +150,11 @@ class Transformer(nn.Module):
         else:
             self.register_buffer(name, table, persistent=False)
 
-    def embed(self, tokens_BxT: Tensor, embedding: nn.Module, position: Any) -> Tensor:
+    def embed(self, tokens: Tensor, embedding: Callable[[Tensor], Tensor], position: Any) -> Tensor:
         """Embeddings, with what was added by `add_positions`: (B, T, D)."""
-        x_BxTxD = embedding(tokens_BxT)
+        x_BxTxD = embedding(tokens)
         if position is not None:
-            x_BxTxD = x_BxTxD + position[: tokens_BxT.shape[1]]
+            x_BxTxD = x_BxTxD + position[: x_BxTxD.shape[1]]
         return self.dropout(x_BxTxD)
 
     def stacks(self) -> Iterator[Blocks]:
