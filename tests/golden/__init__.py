@@ -18,7 +18,8 @@ from ticks.record.metrics import MetricsFile
 
 FILE = Path(__file__).with_name("losses.json")
 QUIET = ("test=false", "callbacks=none", "logger=csv", "data.seed=0")
-FAST = ("debug=fast", "model.n_layers=4", "task.sample_bytes=0", *QUIET)
+BYTES = ("debug=fast", "model.n_layers=4", "task.sample_bytes=0", *QUIET)
+FAST = (*BYTES, "optimizer=adamw")
 DIGITS = ("experiment=digits_mlp", "debug=fast", *QUIET)
 VIT = ("experiment=digits_vit", "debug=fast", *QUIET)
 OF_IMAGES = ("mlp", "vit")
@@ -34,7 +35,7 @@ def cases() -> dict[str, tuple[int, tuple[str, ...]]]:
     """By name: how many workers, and which overrides."""
     strategies = {f"strategy={name}": (2, (*FAST, f"strategy={name}")) for name in _stems("strategy")}
     models = {f"model={name}": (1, (*FAST, f"model={name}")) for name in _stems("model") if name not in OF_IMAGES}
-    optimizers = {f"optimizer={name}": (1, (*FAST, f"optimizer={name}")) for name in _stems("optimizer")}
+    optimizers = {f"optimizer={name}": (1, (*BYTES, f"optimizer={name}")) for name in _stems("optimizer")}
     schedules = {f"schedule={name}": (1, (*FAST, f"schedule={name}")) for name in _stems("schedule")}
     others = {
         "model/norm=none, model/adapter=ticks": (1, (*FAST, "model/norm=none", "model/adapter=ticks")),
