@@ -1,12 +1,14 @@
 """What workers know alike: what every one told at a tick, and what is kept of it until the next."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from ticks.strategy.facts import FIELDS
+from ticks.strategy.ledger import Ledger
 
 
 class NonFiniteLoss(RuntimeError):
@@ -60,6 +62,18 @@ class Known:
             self.first_loss = self.mean_loss
         self.lr = max(facts["lr"])
         self.slowest = max(facts["seconds"])
+
+    def told(self, steps: int, n_excluded: int, ledger: Ledger, seen: Mapping[str, float]) -> dict[str, float]:
+        """What loggers are told of a round of so many steps; of what was `seen` only what is a number."""
+        since, self.seconds_told = self.seconds_told, ledger.seconds
+        return {
+            "tick/loss": self.mean_loss,
+            "tick/interval": float(steps),
+            "tick/waiting": ledger.seconds - since,
+            "tick/excluded": float(n_excluded),
+            "tick/bytes_sent": float(ledger.bytes_sent),
+            "tick/seconds": ledger.seconds,
+        } | {f"tick/{name}": value for name, value in seen.items() if math.isfinite(value)}
 
     def state_dict(self) -> dict[str, Any]:
         """By the names that checkpoints have always had."""

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from ticks.arguments import under
 from ticks.strategy.clock import Clock, Facts
 from ticks.strategy.exchange import Exchange, Message
-from ticks.strategy.facts import FIELDS, Round, only_weight
+from ticks.strategy.facts import FIELDS, Round, largest_lr, only_weight
 from ticks.strategy.flat import copy
 from ticks.strategy.gradients import GradientMessages
 from ticks.strategy.known import Everyones, Known
@@ -156,13 +156,8 @@ class Rounds:
         return self.trainee.floating_buffers()
 
     def facts(self, numbers: Tensor | None = None) -> Tensor:
-        drift = 0.0 if self.exchange is None else self.exchange.seen.drift
-        return self.round.row(numbers, drift=drift, stop=float(self.known.stop_wanted), lr=self.own_lr())
-
-    def own_lr(self) -> float:
-        """The largest of this worker's optimizers."""
-        rates = [group["lr"] for optimizer in self.trainee.optimizers for group in optimizer.param_groups]
-        return float(max(rates, default=0.0))
+        drift, lr = 0.0 if self.exchange is None else self.exchange.seen.drift, largest_lr(self.trainee.optimizers)
+        return self.round.row(numbers, drift=drift, stop=float(self.known.stop_wanted), lr=lr)
 
     def steps_of_round(self) -> int:
         return self.round.steps
@@ -191,11 +186,14 @@ class Rounds:
         if self.plan.accumulates:
             self.gradients.add(first=self.round.steps == 0)
         if self.in_last_step and (self.plan.by_gradients or self.trainee.sync.averages_gradients):
-            self._finish_compute()
-            spent = self.trainee.ledger.seconds
-            steps = self.round.steps + 1 if self.plan.accumulates else None
-            self.gradients.average(added_up=steps, alone=self.plan.by_gradients)
-            self.round.leave_out(self.trainee.ledger.seconds - spent)
+            self._average_gradients(self.gradients)
+
+    def _average_gradients(self, gradients: GradientMessages) -> None:
+        self._finish_compute()
+        spent = self.trainee.ledger.seconds
+        steps = self.round.steps + 1 if self.plan.accumulates else None
+        gradients.average(added_up=steps, alone=self.plan.by_gradients)
+        self.round.leave_out(self.trainee.ledger.seconds - spent)
 
     def end_step(self) -> None:
         """One more step is done: what the plan says for it."""
@@ -311,7 +309,7 @@ class Rounds:
 
     def _learn(self, rows_NxF: Tensor, steps: int, sums: dict[str, float] | None = None) -> None:
         """Act on what all workers now know: the same on every worker."""
-        facts, known, ledger = Everyones(rows_NxF), self.known, self.trainee.ledger
+        facts, known = Everyones(rows_NxF), self.known
         facts.refuse_sick(self.step, others_go_on=self.trainee.non_finite == "exclude")
         if steps == 0:
             return  # a last message after the last round
@@ -319,15 +317,7 @@ class Rounds:
         seen: dict[str, float] = {}
         if self.exchange is not None and sums is not None:  # else the round's message were gradients
             seen = self.exchange.seen.metrics(sums, facts["update"], facts["drift"])
-        metrics = {
-            "tick/loss": known.mean_loss,
-            "tick/interval": float(steps),
-            "tick/waiting": ledger.seconds - known.seconds_told,
-            "tick/excluded": float(len(facts.sick)),
-            "tick/bytes_sent": float(ledger.bytes_sent),
-            "tick/seconds": ledger.seconds,
-        } | {f"tick/{name}": value for name, value in seen.items() if math.isfinite(value)}
-        known.seconds_told = ledger.seconds
+        metrics = known.told(steps, len(facts.sick), self.trainee.ledger, seen)
         stop = any(facts["stop"])
         known.stop_wanted = known.stop_wanted and not stop
         self.trainee.ticked(metrics, stop=stop)

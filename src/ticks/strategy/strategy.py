@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from ticks.arguments import ArgumentError, at_least, one_of
 from ticks.strategy.agreed import AgreedModel
 from ticks.strategy.clock import Clock, EverySteps
+from ticks.strategy.facts import largest_lr
 from ticks.strategy.flat import digest
 from ticks.strategy.optimizer_state import Keep, OptimizerState, names_of_states
 from ticks.strategy.refusals import (
@@ -162,7 +163,7 @@ class TickStrategy(WorkerStrategy):
         known = trainer.estimated_stepping_batches  # -1 where data have no known end
         total_steps = known if known > 0 else math.inf
         self._stop_agreed = False
-        mine = (float(total_steps), float(trainer.num_training_batches), rounds.own_lr())
+        mine = (float(total_steps), float(trainer.num_training_batches), largest_lr(self.optimizers))
         everyones = self._gather(mine)
         refuse_different_ends([(total, batches) for total, batches, _ in everyones])
         states = names_of_states(self.optimizers)
