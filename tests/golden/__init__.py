@@ -21,7 +21,7 @@ QUIET = ("test=false", "callbacks=none", "logger=csv", "data.seed=0")
 BYTES = ("debug=fast", "model.n_layers=4", "task.sample_bytes=0", *QUIET)
 FAST = (*BYTES, "optimizer=adamw")
 DIGITS = ("experiment=digits_mlp", "debug=fast", *QUIET)
-VIT = ("experiment=digits_vit", "debug=fast", *QUIET)
+VIT = ("experiment=digits_vit", "debug=fast", "data/augment=shift_rotate", *QUIET)
 OF_IMAGES = ("mlp", "vit")
 LOSSES = ("train/loss", "val/loss")
 TOLERANCE = 2e-3  # relative, on another processor or another torch: their last digits differ, and codes with them
@@ -42,10 +42,7 @@ def cases() -> dict[str, tuple[int, tuple[str, ...]]]:
         "dropout, accumulation": (2, (*FAST, "model.dropout=0.1", "trainer.accumulate_grad_batches=2")),
         "three workers": (3, (*FAST, "data.global_batch_size=12", "model=ln_ticks")),
         "digits, a perceptron": (2, DIGITS),
-        "digits, a vision transformer": (
-            2,
-            ("experiment=digits_vit", "debug=fast", "data/augment=shift_rotate", *QUIET),
-        ),
+        "digits, a vision transformer": (2, VIT),
         "mnist, a perceptron": (2, ("experiment=mnist_mlp", "debug=fast", *QUIET)),
     }
     return strategies | models | optimizers | schedules | others
