@@ -29,9 +29,13 @@ def git(place: Path, *arguments: str) -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def _somebody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Git knows who commits."""
+    """Git knows who commits, and that they keep their own notes to themselves."""
     known = tmp_path_factory.mktemp("home") / "gitconfig"
-    known.write_text("[user]\nname = Somebody\nemail = somebody@example.org\n")
+    (known.parent / "ignored").write_text("*.md\n")
+    known.write_text(
+        "[user]\nname = Somebody\nemail = somebody@example.org\n"
+        f"[core]\nexcludesFile = {known.parent / 'ignored'}\n"
+    )
     with pytest.MonkeyPatch.context() as patch:
         for name in ("AUTHOR_NAME", "AUTHOR_EMAIL", "COMMITTER_NAME", "COMMITTER_EMAIL"):
             patch.delenv(f"GIT_{name}", raising=False)
@@ -75,6 +79,7 @@ def test_it_holds_every_file_of_this_repository_and_no_run(forked: tuple[Path, s
     assert there == here
     assert {"README.md", "train.py", f"src/{NEW}/train.py", "tests/test_train.py", "logs/.gitkeep"} <= there
     assert [path for path in there if path.startswith("logs/")] == ["logs/.gitkeep"]
+    assert os.access(forked[0] / ".ci/run", os.X_OK)
 
 
 def test_no_code_of_it_names_the_old_package(forked: tuple[Path, str]) -> None:
@@ -257,6 +262,7 @@ def test_without_git_all_but_caches_environments_and_runs_is_copied(
 def test_where_git_knows_nobody_or_is_missing_one_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("EMAIL", "somebody@example.org")  # from which git would guess
     assert fork.first_commit(tmp_path, "all") == "without a first commit (git commit: Author identity unknown)"
     assert git(tmp_path, "ls-files") == "file\n"
     monkeypatch.setenv("PATH", str(tmp_path))
