@@ -13,6 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from ticks.config.messages import ConfigError, did_you_mean, quoted
 
 OURS = __name__.partition(".")[0] + "."  # classes here hand all that they do not know to their bases
+BESIDE = {"model": ("compile",)}  # keys of a group that are not for its class
 PARTS = ("model", "optimizer", "schedule")  # of a task, which are built for it
 
 
@@ -42,7 +43,7 @@ def _check_target(node: DictConfig, path: str) -> None:
         if not isinstance(node.get(flag, False), bool):
             raise ConfigError(f"{path}.{flag}={node[flag]} must be true or false")
     for key in node:
-        if str(key).startswith("_") or names is None or OmegaConf.is_missing(node, key):
+        if str(key).startswith("_") or names is None or OmegaConf.is_missing(node, key) or key in BESIDE.get(path, ()):
             continue
         if key not in names:
             raise ConfigError(
@@ -159,6 +160,9 @@ def build(node: DictConfig | None, path: str, *args: Any, **kwargs: Any) -> Any:
 
     if node is None:
         return None
+    node = node.copy()
+    for key in BESIDE.get(path, ()):
+        node.pop(key, None)
     try:
         return instantiate(node, *args, _convert_="all", **kwargs)
     except InstantiationException as error:

@@ -1,10 +1,29 @@
 """Models as plain `nn.Module`s: usable in a notebook, unaware of Lightning and Hydra."""
 
 from ticks.models.adapter import TicksAdapter
-from ticks.models.attention import CausalSelfAttention
+from ticks.models.attention import CrossAttention, SelfAttention
+from ticks.models.block import Block, Blocks, Transformer
+from ticks.models.encoder import EncoderClassifier
 from ticks.models.ffn import FeedForward
+from ticks.models.heads import ClassificationHead
 from ticks.models.mlp import Mlp
 from ticks.models.norm import LayerNorm, RMSNorm
+from ticks.models.placement import Pre
 from ticks.models.transformer import DecoderTransformer
 
-__all__ = ["CausalSelfAttention", "DecoderTransformer", "FeedForward", "LayerNorm", "Mlp", "RMSNorm", "TicksAdapter"]
+__all__ = [
+    "Block",
+    "Blocks",
+    "ClassificationHead",
+    "CrossAttention",
+    "DecoderTransformer",
+    "EncoderClassifier",
+    "FeedForward",
+    "LayerNorm",
+    "Mlp",
+    "Pre",
+    "RMSNorm",
+    "SelfAttention",
+    "TicksAdapter",
+    "Transformer",
+]

@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -197,6 +197,23 @@ def log_config(loggers: list[Any], config: dict[str, Any], coordinates: dict[str
                 logger.experiment.config.update(
                     {"resolved": config, "sweep_coordinates": coordinates}, allow_val_change=True
                 )
+
+
+def log_result(
+    loggers: list[Any], rows: Sequence[tuple[str, str, str]], *, shown: str | None = None, picture: Path | None = None
+) -> None:
+    """The result table, and what the task has to show: a text or a picture."""
+    for logger in loggers:
+        if isinstance(logger, UnfailingWandbLogger):
+            with logger.unless_lost():
+                import wandb
+
+                said: dict[str, Any] = {"result": wandb.Table(columns=["result", "before", "after"], data=list(rows))}
+                if shown:
+                    said["sample"] = wandb.Table(columns=["sample"], data=[[shown]])
+                if picture:
+                    said["picture"] = wandb.Image(str(picture))
+                logger.experiment.log(said)
 
 
 def finish(exit_code: int) -> None:
