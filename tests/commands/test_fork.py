@@ -33,8 +33,7 @@ def _somebody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     known = tmp_path_factory.mktemp("home") / "gitconfig"
     (known.parent / "ignored").write_text("*.md\n")
     known.write_text(
-        "[user]\nname = Somebody\nemail = somebody@example.org\n"
-        f"[core]\nexcludesFile = {known.parent / 'ignored'}\n"
+        f"[user]\nname = Somebody\nemail = somebody@example.org\n[core]\nexcludesFile = {known.parent / 'ignored'}\n"
     )
     with pytest.MonkeyPatch.context() as patch:
         for name in ("AUTHOR_NAME", "AUTHOR_EMAIL", "COMMITTER_NAME", "COMMITTER_EMAIL"):
