@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import re
 import resource
 import shutil
 import sys
@@ -22,6 +21,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ticks import contract
+from ticks.arguments import ArgumentError, under
 from ticks.config import ConfigError, build, check_targets, offered, takes
 from ticks.contract import Measure
 from ticks.job import Job, relative
@@ -116,8 +116,7 @@ def _check_optimizer(make: Any, rules: list[Rule], task: LightningModule) -> Non
     try:
         make([torch.nn.Parameter(torch.zeros(1))])
     except (TypeError, ValueError) as error:
-        between = "." if re.match(r"\w+=", str(error)) else ": "
-        raise ConfigError(f"optimizer{between}{error}") from None
+        raise ConfigError(under("optimizer", error)) from None
     try:
         grouped(task, rules)
     except ValueError as error:
@@ -132,7 +131,9 @@ def _rules(said: Any) -> list[Rule]:
     for i, rule in enumerate(said):
         try:
             rules.append(Rule(**rule))
-        except (TypeError, ValueError) as error:
+        except ArgumentError as error:
+            raise ConfigError(under(f"parameter_groups[{i}]", error)) from None
+        except TypeError as error:
             known = ", ".join(field.name for field in fields(Rule))
             raise ConfigError(f"parameter_groups[{i}]={rule}: {error}; a rule has {known}") from None
     return rules
@@ -276,7 +277,7 @@ class Run:
         try:
             self.worker_batch_size = data.worker_batch_size(trainer.world_size, trainer.accumulate_grad_batches)
         except ValueError as error:
-            raise ConfigError(f"data.{error}") from None
+            raise ConfigError(under("data", error)) from None
 
     def _prepare_data(self) -> None:
         data: Any = self.parts.data
@@ -285,7 +286,7 @@ class Run:
             if hasattr(data, "check_splits"):
                 data.check_splits(["val", *(["test"] if self.config.test else [])], self.trainer.world_size)
         except (ValueError, OSError, ImportError) as error:
-            raise ConfigError(f"data: {error}") from error
+            raise ConfigError(under("data", error)) from error
 
     # ---- fit
 

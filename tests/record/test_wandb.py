@@ -226,7 +226,7 @@ def test_what_wandb_refuses_is_a_mistake_and_no_run_without_it(tmp_path: Path, m
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
 def test_a_timeout_that_is_no_time_is_refused(tmp_path: Path, timeout: float) -> None:
-    with pytest.raises(ValueError, match=r"timeout=.* must be a number of seconds above 0"):
+    with pytest.raises(ValueError, match=r"timeout=.* must be a finite number of seconds above 0"):
         ours.wandb_logger(run_dir=str(tmp_path), timeout=timeout)
 
 

@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import UnionType
@@ -10,6 +9,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from ticks.arguments import ArgumentError, under
 from ticks.config.messages import ConfigError, did_you_mean, quoted
 
 OURS = __name__.partition(".")[0] + "."  # classes here hand all that they do not know to their bases
@@ -172,10 +172,9 @@ def build(node: DictConfig | None, path: str, *args: Any, **kwargs: Any) -> Any:
             raise ConfigError(f"{path} does not fit into memory: {str(cause).splitlines()[0]}") from error
         if isinstance(cause, mistakes) or type(cause).__name__ == "MisconfigurationException":
             key = _full_key(error, path)
-            about = re.match(r"(\w+)=", str(cause))  # "lr=-1 must not be negative" begins with an argument
-            failed = OmegaConf.select(node, key.removeprefix(path)[1:]) if key != path else node
-            between = "." if about and about[1] in (failed or ()) else ": "
-            raise ConfigError(f"{key}{between}{cause}") from error
+            failed = (OmegaConf.select(node, key.removeprefix(path)[1:]) if key != path else node) or {}
+            of_a_part = isinstance(cause, ArgumentError) and cause.argument.partition(".")[0] not in failed
+            raise ConfigError(f"{key}: {cause}" if of_a_part else under(key, cause)) from error
         raise
 
 

@@ -21,6 +21,8 @@ from lightning.pytorch.loggers.logger import DummyExperiment, rank_zero_experime
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from ticks.arguments import above
+
 ONE_TRY = 5.0  # seconds after which a server that accepts and does not answer is asked again
 
 
@@ -142,10 +144,9 @@ def wandb_logger(
     `offline` null means: online exactly if a key is there. A server that does not answer within `timeout` seconds is
     done without. Online and with `log_checkpoints`, checkpoints become artifacts. Under a W&B agent the agent's own run
     is continued. On workers other than 0 it is a logger that writes nothing, looks for no key and makes no file.
-    ValueError for a timeout that is no positive number.
+    ArgumentError for a timeout that is no positive number.
     """
-    if not 0 < timeout < float("inf"):
-        raise ValueError(f"timeout={timeout} must be a number of seconds above 0")
+    above(0, of=" seconds", timeout=timeout)
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         return WandbLogger(project=project, name=name, save_dir=run_dir, offline=True)
     mode = os.environ.get("WANDB_MODE")
