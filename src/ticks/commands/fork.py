@@ -48,10 +48,10 @@ def main(arguments: list[str]) -> None:
     if not (REPOSITORY / "pyproject.toml").is_file() or PACKAGE.parent.name != "src":
         raise ConfigError(f"{PACKAGE} lies in no repository: install it with pip install -e . from a copy of it")
     target = Path(os.path.expanduser(rest[0])).resolve()
-    check_target(target, rest[0])
     name = options["name"] if options["name"] is not None else target.name
-    check_name(name)
     try:
+        check_target(target, rest[0])
+        check_name(name)
         with acting_on_signals(exit_by_signal):
             said = fork(REPOSITORY, target, name)
     except OSError as error:
