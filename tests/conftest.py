@@ -27,6 +27,7 @@ from ticks.record.metrics import MetricsFile
 
 torch.set_num_threads(1)
 REPOSITORY = Path(__file__).parent.parent
+NAME = MetricsFile.__module__.partition(".")[0]  # the package's, which a fork changes
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,4 +1,4 @@
-"""What ticks costs: `python -m tests.benchmarks.bench [NAME ...] [--json FILE]`, or `make bench`; 5 to 10 minutes.
+"""What training costs: `python -m tests.benchmarks.bench [NAME ...] [--json FILE]`, or `make bench`; 5 to 10 minutes.
 
     tick         one tick against a bare all-reduce of the same bytes, 2 and 4 workers
     speed_ticks  steps per second of 4 workers at interval 64 against 4 workers that do not talk

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from hypothesis.configuration import set_hypothesis_home_dir
 
-from tests.conftest import REPOSITORY
+from tests.conftest import NAME, REPOSITORY
 from ticks.config import ConfigError, build, check_targets, compose_strictly
 from ticks.strategy.clock import (
     LONGEST,
@@ -89,7 +89,7 @@ anything = some.builds(
 
 
 def test_every_clock_has_its_place_in_these_tests() -> None:
-    assert set(kinds) == {kind.__name__ for kind in Clock.__subclasses__() if kind.__module__.startswith("ticks.")}
+    assert set(kinds) == {kind.__name__ for kind in Clock.__subclasses__() if kind.__module__.startswith(f"{NAME}.")}
 
 
 @pytest.mark.parametrize("kind", kinds)

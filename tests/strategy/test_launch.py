@@ -1,4 +1,4 @@
-"""The launcher, in a project of somebody else: a script that uses nothing of ticks but the strategy."""
+"""The launcher, in a project of somebody else: a script that uses nothing of ours but the strategy."""
 
 import os
 import subprocess
@@ -91,7 +91,7 @@ def test_one_worker_hosts_no_store_and_is_watched_by_no_thread(tmp_path: Path) -
         "    trainer.fit(Net())\n"
         "    print('store', trainer.strategy.launcher.store, dist.get_world_size(), flush=True)\n"
         "    print('hosts', dist.distributed_c10d._get_default_store()._underlying_non_prefix_store, flush=True)\n"
-        "print([thread.name for thread in threading.enumerate() if thread.name.startswith('ticks')])\n"
+        "print([thread.name for thread in threading.enumerate() if thread.name.startswith('ticks-')])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.stdout.count("store None 1\n") == 2, done.stdout + done.stderr

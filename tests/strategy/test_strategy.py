@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from tests.conftest import WorkerError, run_workers
+from tests.conftest import NAME, WorkerError, run_workers
 from tests.strategy.toys import CountInTraining, Snapshots, Stream, Toy, Traffic, flat, trainer_for
 from ticks.arguments import ArgumentError
 from ticks.strategy import (
@@ -420,7 +420,7 @@ def accumulate_unknown() -> list[str]:
     logged: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: logged.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("ticks").addHandler(handler)
+    logging.getLogger(NAME).addHandler(handler)
     trainer_for(TickStrategy(4, sync=Accumulate()), 2, steps=-1, max_epochs=1).fit(Unknown())
     return logged
 

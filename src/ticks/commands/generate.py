@@ -10,7 +10,7 @@ Continue a text with the model of a run's newest checkpoint.
                     model's distribution (default: 0.8)
   seed=N            of the sampling (default: 0)
 
-Example: ticks generate run=logs/runs/2026-01-31_12-00-00_ticks prompt="Mr "
+Example: ticks generate run=logs/runs/RUN prompt="Mr "
 """
 
 from contextlib import chdir

@@ -16,7 +16,7 @@ def cache_root() -> Path:
     """$TICKS_CACHE, else $XDG_CACHE_HOME/ticks, else ~/.cache/ticks."""
     if root := os.environ.get("TICKS_CACHE"):
         return Path(os.path.expanduser(root))
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "ticks"
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / __name__.partition(".")[0]
 
 
 def place_of(identity: str) -> Path:

@@ -135,7 +135,7 @@ def load_worker(
     """
     about = checkpoint.get(KEY)
     if about is None:
-        return None, "it was not written by ticks: every worker starts with its optimizer state"
+        return None, "another program wrote it: every worker starts with its optimizer state"
     if about["world_size"] != world_size:
         return None, (
             f"it was written by {about['world_size']} workers, now there are {world_size}: every worker starts from the"
@@ -159,7 +159,7 @@ def damage(path: Path, of: Collection[str] = ()) -> str | None:
     try:
         about = _whole(path).get(KEY)
         if about is None:
-            return "it was not written by ticks" if of else None
+            return "another program wrote it" if of else None
         if of and about.get("fingerprint", next(iter(of))) not in of:  # older ones do not say
             return "another run wrote it"
         for rank in range(about["world_size"]):
