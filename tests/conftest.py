@@ -4,6 +4,7 @@ import logging
 import multiprocessing as mp
 import os
 import pickle
+import re
 import signal
 import socket
 import sys
@@ -11,18 +12,21 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 for name in ("WANDB_API_KEY", "WANDB_MODE"):
     os.environ.pop(name, None)
 os.environ["NETRC"] = os.devnull  # no test finds a key of W&B
 
-import lightning.pytorch  # noqa: F401 - once here, so that forked commands need not
 import pytest
 import torch
-import torchmetrics  # noqa: F401
 
+import ticks.run
+import ticks.train  # noqa: F401 - once here, so that forked commands need not
+from tests import marks
+from tests.marks import check_marked, starter
+from tests.spares import Spares, leave, run_python
 from ticks.record.metrics import MetricsFile
 
 torch.set_num_threads(1)
@@ -36,17 +40,31 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["TICKS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        marks.mark(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    with marks.running(item):
+        return (yield)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
+@starter
 def run_workers(n: int, function: Callable[..., Any], *args: Any, timeout: float = 90.0) -> list[Any]:
     """`function(*args)` in n forked processes that Lightning takes for its workers; their results by rank.
 
     An exception in one is raised here with its traceback; what does not end in `timeout` seconds is killed.
     """
+    check_marked()
     context = mp.get_context("fork")
     port = free_port()
     pipes, processes = [], []
@@ -98,24 +116,28 @@ def _worker(pipe: Any, rank: int, n: int, port: int, function: Callable[..., Any
     os._exit(0)
 
 
+_commands: list[Any] = []  # processes that were started
+
+
 @pytest.fixture(autouse=True)
 def _no_command_left() -> Iterator[None]:
     """A test that fails in the middle of a command must not leave it running."""
     yield
-    while Command.started:
-        process = Command.started.pop().process
+    while _commands:
+        process = _commands.pop()
         if process.is_alive():
             os.killpg(process.pid, signal.SIGKILL)
         process.join()
 
 
+@starter
 class Command:
-    """`python train.py ARGS` (or `ticks ARGS`) in a forked process: what a user runs, without importing torch again.
+    """`python train.py ARGS` (or `ticks ARGS`, `python PROGRAM ARGS`) in a forked process: what a user runs, without
+    importing torch again.
 
-    Its output goes to a file; `process.pid` is worker 0, the leader of its own process group.
+    Its output goes to a file; `process.pid` is worker 0, the leader of its own process group. What it starts is forked
+    as well (tests/spares.py), or, `fresh`, an interpreter of its own as a user's.
     """
-
-    started: ClassVar[list["Command"]] = []
 
     def __init__(
         self,
@@ -124,18 +146,26 @@ class Command:
         program: str = "train.py",
         env: dict[str, str] | None = None,
         configs: Path = REPOSITORY / "configs",
+        fresh: bool = False,
     ):
+        check_marked()
         self.directory = directory
-        self.output_file = directory / f"output-{len(list(directory.glob('output-*')))}.txt"
+        self.output_file = directory / f"output-{len(list(directory.glob('output-*.txt')))}.txt"
         self.output_file.touch()  # the next one has another
-        arguments_and_env = (directory, arguments, program, env or {}, self.output_file, configs)
+        arguments_and_env = (directory, arguments, program, env or {}, self.output_file, configs, fresh)
         self.process = mp.get_context("fork").Process(target=_command, args=arguments_and_env)
         self.process.start()
-        self.started.append(self)
+        _commands.append(self.process)
 
     @property
     def output(self) -> str:
         return self.output_file.read_text() if self.output_file.exists() else ""
+
+    def workers(self) -> dict[int, int]:
+        """Process ids of the other workers that were started, by rank."""
+        told = self.output_file.with_suffix(".workers")
+        lines = told.read_text().splitlines() if told.exists() else []
+        return {int(rank): int(pid) for rank, pid in map(str.split, lines)}
 
     def wait_for(self, text: str, seconds: float = 60.0) -> None:
         """Until the output contains `text`."""
@@ -178,8 +208,15 @@ class Command:
         return sorted(alive)
 
 
+@starter
 def _command(
-    directory: Path, arguments: tuple[str, ...], program: str, env: dict[str, str], output: Path, configs: Path
+    directory: Path,
+    arguments: tuple[str, ...],
+    program: str,
+    env: dict[str, str],
+    output: Path,
+    configs: Path,
+    fresh: bool = False,
 ) -> None:
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
@@ -193,24 +230,23 @@ def _command(
     sys.stdout = os.fdopen(1, "w", buffering=1)
     sys.stderr = os.fdopen(2, "w", buffering=1)
     sys.argv = [program, *arguments]
-    code = 0
-    try:
+    devices = [int(n) for argument in arguments for n in re.findall(r"^trainer\.devices=(\d+)$", argument)]
+    spares = max(3 if "-m" in arguments else 1, *[n - 1 for n in devices], 0)
+    Spares(0 if fresh else spares, output.with_suffix(".workers"))
+
+    def run() -> None:
         if program == "train.py":
             from ticks.train import main
 
             main(configs)
-        else:
+        elif program == "ticks":
             from ticks.commands import main as cli
 
             cli()
-    except SystemExit as exit_:
-        code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+        else:
+            run_python((program, *arguments))
+
+    leave(run)
 
 
 def run_command(directory: Path, *arguments: str, seconds: float = 90.0, **options: Any) -> tuple[int, str]:

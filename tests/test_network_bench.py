@@ -12,7 +12,7 @@ import pytest
 from tests.benchmarks.network.measure import Job
 from tests.benchmarks.network.plan import Planned
 from tests.benchmarks.network.report import Results, speed_table
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, run_command
 
 # namespaces are files in a folder of its own, and the third that is asked for is refused
 FAKE_IP = """#!/bin/sh
@@ -111,14 +111,14 @@ def test_a_run_that_was_killed_is_cleaned_up_by_the_next(tmp_path: Path) -> None
 def test_it_says_what_it_would_measure_or_what_is_wrong(
     tmp_path: Path, arguments: str, code: int, message: str
 ) -> None:
-    command = [sys.executable, "-m", "tests.benchmarks.network", "--dry-run", "--json", str(tmp_path / "none.json")]
-    ran = subprocess.run(
-        [*command, "--rates", "100", *arguments.split()], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
-    )
-    assert ran.returncode == code, ran.stderr
-    assert message in ran.stdout + ran.stderr
-    assert "Traceback" not in ran.stderr + ran.stdout
-    assert not list(tmp_path.iterdir())
+    results = tmp_path / "results"
+    results.mkdir()
+    options = ["--dry-run", "--json", str(results / "none.json"), "--rates", "100", *arguments.split()]
+    ended_with, output = run_command(tmp_path, "tests.benchmarks.network", *options, program="-m")
+    assert ended_with == code, output
+    assert message in output
+    assert "Traceback" not in output
+    assert not list(results.iterdir())
 
 
 def test_figures_of_bandwidths_come_in_their_order_however_they_were_measured(tmp_path: Path) -> None:

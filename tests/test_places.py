@@ -75,7 +75,7 @@ def test_a_picture_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 def test_paths_shown_and_recorded_can_be_opened_though_hydra_changed_the_directory(
     tmp_path: Path, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, output = run_command(tmp_path, *FAST, "hydra.job.chdir=true", *arguments)
+    code, output = run_command(tmp_path, *FAST, "hydra.job.chdir=true", *arguments, fresh="-m" in arguments)
     assert code == 0, output
     monkeypatch.chdir(tmp_path)
     shown = re.findall(r"^(?:run directory|run|checkpoint) +(.+)$", output, re.MULTILINE)

@@ -21,7 +21,7 @@ from ticks import jobs, session, signals, train
 from ticks.config import ConfigError
 from ticks.job import Job
 from ticks.session import Failures
-from ticks.strategy import meeting
+from ticks.strategy import launch, meeting
 
 QUIET = ("debug=fast", "test=false", "task.sample_bytes=0", "callbacks=none", "trainer.max_steps=4",
          "trainer.limit_val_batches=1")  # fmt: skip
@@ -36,7 +36,7 @@ CALLBACKS = """
             self.how, self.ranks = how, ranks
         def on_train_start(self, trainer, module):
             if self.how == "busy" and trainer.global_rank not in self.ranks:
-                time.sleep(12)
+                time.sleep(8)
             if trainer.global_rank in self.ranks:
                 raise {
                     "mistake": MisconfigurationException("it wants a logger"),
@@ -136,7 +136,10 @@ def test_a_bug_that_reads_like_a_broken_connection_is_shown(tmp_path: Path) -> N
     assert output.count("Traceback") == 1, output
 
 
-def test_a_bug_is_shown_though_worker_0_is_busy_until_everything_is_ended(tmp_path: Path) -> None:
+def test_a_bug_is_shown_though_worker_0_is_busy_until_everything_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "GRACE_SECONDS", 1.0)
     code, output = failing(tmp_path, "busy", "[1]", workers=2)
     assert code == 1, output
     assert "error: worker 1: RuntimeError: the socket of my own database is gone" in output
@@ -249,7 +252,7 @@ def children(pid: int) -> list[int]:
 
 
 def test_sigkill_of_the_main_process_during_start_up_leaves_nothing(tmp_path: Path) -> None:
-    command = Command(tmp_path, *QUIET, "trainer.devices=3", "data.global_batch_size=12")
+    command = Command(tmp_path, *QUIET, "trainer.devices=3", "data.global_batch_size=12", fresh=True)
     command.wait_for("tokens per step")
     deadline = time.monotonic() + 30
     while len(children(command.process.pid or 0)) < 2:
@@ -266,8 +269,7 @@ def test_sigkill_of_the_main_process_ends_a_stopped_worker_too(tmp_path: Path) -
         tmp_path, *QUIET, "trainer.devices=2", "trainer.max_steps=100000", "trainer.val_check_interval=1000000"
     )
     command.wait_for_step(10)
-    (worker,) = children(command.process.pid or 0)
-    os.kill(worker, signal.SIGSTOP)
+    os.kill(command.workers()[1], signal.SIGSTOP)
     began = time.monotonic()
     os.kill(command.process.pid or 0, signal.SIGKILL)
     assert command.end(20) == -9
@@ -315,6 +317,7 @@ def test_an_impatient_second_ctrl_c_leaves_a_true_summary(tmp_path: Path, monkey
     assert '"status": "stopped"' in (only_run(tmp_path) / "summary.json").read_text()
 
 
+@pytest.mark.workers
 @pytest.mark.parametrize("seconds", [0.0, 0.5, 4.0])
 def test_ctrl_c_during_start_up_leaves_without_a_trace(seconds: float, tmp_path: Path) -> None:
     program = (
@@ -345,7 +348,7 @@ def test_ctrl_c_during_start_up_leaves_without_a_trace(seconds: float, tmp_path:
 def test_a_signal_leaves_though_the_process_waits_where_no_handler_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(signals, "LEAVE_SECONDS", 2.0)
+    monkeypatch.setattr(signals, "LEAVE_SECONDS", 1.0)
     sys.path.insert(0, str(tmp_path))
     with_callbacks(tmp_path)
     try:
@@ -487,10 +490,20 @@ def train(n):
 """
 
 
-@pytest.mark.parametrize("notebook", [False, True], ids=["python -c", "notebook"])
-def test_python_c_and_notebooks_train_with_one_worker_and_say_what_several_need(notebook: bool, tmp_path: Path) -> None:
-    start = "import sys; sys.ps1 = '>>> '\n" if notebook else ""
-    code = f"{start}{SNIPPET}\ntry: train(2)\nexcept ValueError as error: print('refused:', error)\ntrain(1)"
+NO_SCRIPT = f"{SNIPPET}\ntry: train(2)\nexcept ValueError as error: print('refused:', error)\ntrain(1)"
+
+
+def test_python_c_trains_with_one_worker_and_says_what_several_need(tmp_path: Path) -> None:
+    code, output = run_command(tmp_path, NO_SCRIPT, program="-c")
+    assert code == 0, output
+    assert "steps 4" in output
+    assert "refused: several workers are started by running this script again, and this is none" in output
+
+
+@pytest.mark.workers
+def test_so_does_a_notebook(tmp_path: Path) -> None:
+    """Lightning looks for the prompt when it is imported."""
+    code = f"import sys; sys.ps1 = '>>> '\n{NO_SCRIPT}"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert "steps 4" in done.stdout, done.stdout + done.stderr
     assert "refused: several workers are started by running this script again, and this is none" in done.stdout
@@ -499,5 +512,6 @@ def test_python_c_and_notebooks_train_with_one_worker_and_say_what_several_need(
 def test_a_second_trainer_of_a_script_finds_the_workers_there(tmp_path: Path) -> None:
     script = tmp_path / "twice.py"
     script.write_text(f"{SNIPPET}\nif __name__ == '__main__':\n    train(2); train(2)\n")
-    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=90)
-    assert done.stdout.count("steps 4") == 4, done.stdout + done.stderr
+    code, output = run_command(tmp_path, program=str(script))
+    assert code == 0, output
+    assert output.count("steps 4") == 4, output

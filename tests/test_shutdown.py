@@ -20,13 +20,13 @@ from ticks.strategy.shutdown import Awake, Presence
 
 # rounds far longer than the test: nobody may wait for a tick; dropout: random states must be right
 LONG = ("debug=fast", "model.dropout=0.1", "strategy.clock.interval=100000", "trainer.val_check_interval=100000",
-        "trainer.max_steps=100000", "callbacks.checkpoint.every_n_train_steps=50", "test=false",
+        "trainer.max_steps=100000", "callbacks.checkpoint.every_n_train_steps=20", "test=false",
         "task.sample_bytes=0")  # fmt: skip
 
 
-def start(directory: Path, *more: str, workers: int = 2) -> Command:
-    command = Command(directory, *LONG, f"trainer.devices={workers}", *more)
-    command.wait_for_step(60)  # a checkpoint is there
+def start(directory: Path, *more: str, workers: int = 2, fresh: bool = False) -> Command:
+    command = Command(directory, *LONG, f"trainer.devices={workers}", *more, fresh=fresh)
+    command.wait_for_step(25)  # a checkpoint is there
     return command
 
 
@@ -36,22 +36,16 @@ def gone(command: Command, started: float, within: float = 20.0) -> None:
         time.sleep(0.05)
 
 
-def other_worker(command: Command) -> int:
-    """Worker 1: a child of worker 0 that runs Python on a job file."""
-    commands = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in command.group()}
-    return min(pid for pid, text in commands.items() if "ticks-job" in text)
-
-
 TARGETS: dict[str, Callable[[Command], None]] = {
     "main process": lambda c: os.kill(c.process.pid, signal.SIGTERM),
-    "one worker": lambda c: os.kill(other_worker(c), signal.SIGTERM),
+    "one worker": lambda c: os.kill(c.workers()[1], signal.SIGTERM),
     "whole group": lambda c: os.killpg(c.process.pid, signal.SIGTERM),
 }
 
 
 @pytest.mark.parametrize("target", list(TARGETS))
 def test_sigterm_stops_everyone_with_a_checkpoint_and_code_143(target: str, tmp_path: Path) -> None:
-    command = start(tmp_path)
+    command = start(tmp_path, fresh=target == "one worker")
     began = time.monotonic()
     TARGETS[target](command)
     assert command.end(20) == 143, command.output
@@ -91,7 +85,7 @@ def test_a_lost_terminal_stops_a_run_whose_loader_has_processes_of_its_own(tmp_p
 def test_sigkill_of_one_worker_ends_all_with_a_failure(victim: str, tmp_path: Path) -> None:
     command = start(tmp_path)
     began = time.monotonic()
-    os.kill(other_worker(command) if victim == "worker 1" else command.process.pid, signal.SIGKILL)
+    os.kill(command.workers()[1] if victim == "worker 1" else command.process.pid, signal.SIGKILL)
     assert command.end(20) != 0
     gone(command, began)
     if victim == "worker 1":
@@ -101,13 +95,7 @@ def test_sigkill_of_one_worker_ends_all_with_a_failure(victim: str, tmp_path: Pa
 
 def test_of_three_workers_the_killed_one_is_named_and_none_that_lost_it(tmp_path: Path) -> None:
     command = start(tmp_path, "strategy.clock.interval=2", "data.global_batch_size=12", workers=3)
-    workers = [pid for pid in command.group() if "ticks-job" in Path(f"/proc/{pid}/cmdline").read_text()]
-    names = {
-        Path(f"/proc/{pid}/environ").read_text().partition("TICKS_WORKER=")[2].partition("\0")[0]: pid
-        for pid in workers
-    }
-    (victim,) = [pid for told, pid in names.items() if '"rank": 2' in told]
-    os.kill(victim, signal.SIGKILL)
+    os.kill(command.workers()[2], signal.SIGKILL)
     assert command.end(30) == 1
     assert "worker 2 was killed by SIGKILL" in command.output
     assert "Traceback" not in command.output, command.output
@@ -116,7 +104,7 @@ def test_of_three_workers_the_killed_one_is_named_and_none_that_lost_it(tmp_path
 def test_a_worker_that_hangs_is_found(tmp_path: Path) -> None:
     command = start(tmp_path, "strategy.hang_seconds=3")
     began = time.monotonic()
-    os.kill(other_worker(command), signal.SIGSTOP)
+    os.kill(command.workers()[1], signal.SIGSTOP)
     assert command.end(20) != 0
     gone(command, began)
     assert "worker 1 has not answered for 3 s" in command.output
@@ -182,10 +170,10 @@ def test_a_process_that_was_stopped_itself_does_not_take_others_for_hanging(monk
     assert [awake.seconds() for _ in range(3)] == [1.0, 3.0, 4.0]
 
 
-# rounds of 64 steps, stopped in the middle of one
-RESUMED = ("debug=fast", "model.dropout=0.1", "strategy.clock.interval=64", "test=false", "task.sample_bytes=0",
+# rounds of 32 steps, stopped in the middle of one
+RESUMED = ("debug=fast", "model.dropout=0.1", "strategy.clock.interval=32", "test=false", "task.sample_bytes=0",
            "trainer.limit_val_batches=1", "trainer.val_check_interval=100",
-           "callbacks.checkpoint.every_n_train_steps=70", "trainer.max_steps=300")  # fmt: skip
+           "callbacks.checkpoint.every_n_train_steps=40", "trainer.max_steps=200")  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=[1, 2])
@@ -203,7 +191,7 @@ def test_resuming_after_a_signal_is_bit_exact(whole: tuple[int, Path], how: int,
     options = (*RESUMED, f"trainer.devices={workers}")
     command = Command(tmp_path, *options)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("logs/runs/*/checkpoints/step-*140.ckpt")):
+    while not list(tmp_path.glob("logs/runs/*/checkpoints/step-*040.ckpt")):
         assert time.monotonic() < deadline, command.output
         time.sleep(0.002)
     os.killpg(command.process.pid, how)
@@ -229,7 +217,7 @@ def test_resuming_after_a_signal_is_bit_exact(whole: tuple[int, Path], how: int,
 
 def test_sigterm_during_the_last_validation_still_stops_with_a_checkpoint(tmp_path: Path) -> None:
     command = Command(tmp_path, "debug=fast", "trainer.devices=2", "trainer.max_steps=40", "task.sample_bytes=0",
-                      "trainer.val_check_interval=40", "trainer.limit_val_batches=null", "data.eval_batch_size=1",
+                      "trainer.val_check_interval=40", "trainer.limit_val_batches=400", "data.eval_batch_size=1",
                       "callbacks.checkpoint.every_n_train_steps=40")  # fmt: skip
     deadline = time.monotonic() + 90
     while not list(tmp_path.glob("logs/runs/*/checkpoints/step-00000040.ckpt")):
@@ -246,11 +234,11 @@ def test_sigterm_to_one_worker_outside_training_stops_all_without_a_stack_trace(
     command = Command(tmp_path, "debug=fast", "trainer.devices=2", "trainer.limit_val_batches=null",
                       "data.eval_batch_size=1")  # fmt: skip
     command.wait_for("tokens per step")
-    while len(command.group()) < 2:
+    while not command.workers():
         time.sleep(0.05)
-    time.sleep(4)  # in start-up or in the first validation
+    time.sleep(1)  # in start-up or in the first validation
     began = time.monotonic()
-    os.kill(other_worker(command), signal.SIGTERM)
+    os.kill(command.workers()[1], signal.SIGTERM)
     assert command.end(20) == 143, command.output
     gone(command, began)
     assert "Traceback" not in command.output, command.output

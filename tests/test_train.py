@@ -39,7 +39,7 @@ def same_model(a: Path, b: Path) -> bool:
 def two_workers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A finished run of two workers, and what it printed."""
     directory = tmp_path_factory.mktemp("two")
-    code, output = run_command(directory, *FAST, "model=ln_ticks", "trainer.devices=2")
+    code, output = run_command(directory, *FAST, "model=ln_ticks", "trainer.devices=2", fresh=True)
     assert code == 0, output
     return only_run(directory), output
 
@@ -143,6 +143,7 @@ def test_a_sweep_does_what_it_says_one_clean_directory_per_job(tmp_path: Path) -
     assert not (tmp_path / "logs" / "runs").exists()
 
 
+@pytest.mark.workers
 def test_torchrun_works(tmp_path: Path) -> None:
     arguments = [*FAST, "test=false", "task.sample_bytes=0"]
     done = subprocess.run(

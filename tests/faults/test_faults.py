@@ -205,6 +205,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Any:
     shutil.rmtree(root, ignore_errors=True)
 
 
+@pytest.mark.workers
 @pytest.mark.parametrize(
     "planned",
     [

@@ -7,6 +7,7 @@ import textwrap
 import pytest
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn, in the extra dev")
+pytestmark = pytest.mark.workers
 
 SCRIPT = """
     import sys

@@ -1,14 +1,12 @@
 """The launcher, in a project of somebody else: a script that uses nothing of ours but the strategy."""
 
 import os
-import subprocess
-import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import Command, run_command
 from ticks.strategy.exits import exit_in_words
 from ticks.strategy.launch import restored_environment
 
@@ -39,33 +37,28 @@ SCRIPT = """
         sys.stdout.write(f"worker {trainer.global_rank} of {trainer.world_size} steps {strategy.step}"
                          f" ticks {strategy.ledger.ticks}\\n")
         sys.stdout.flush()
-        rest = ("ticks.models", "ticks.tasks", "ticks.data", "ticks.config", "ticks.train", "ticks.report")
-        assert not [name for name in sys.modules if name.startswith(rest)]
 """
 
 
-def run_script(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess:
+@pytest.fixture
+def script(tmp_path: Path) -> str:
     script = tmp_path / "somebody_elses.py"
     script.write_text(textwrap.dedent(SCRIPT))
-    return subprocess.run(
-        [sys.executable, str(script), *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
+    return str(script)
 
 
-def test_a_foreign_script_trains_with_the_strategy_alone(tmp_path: Path) -> None:
-    done = run_script(tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_a_foreign_script_trains_with_the_strategy_alone(script: str, tmp_path: Path) -> None:
+    code, output = run_command(tmp_path, program=script)
+    assert code == 0, output
     for rank in (0, 1):  # 64 samples over 2 workers, batches of 4: 8 steps an epoch
-        assert f"worker {rank} of 2 steps 16 ticks 6" in done.stdout
+        assert f"worker {rank} of 2 steps 16 ticks 6" in output
 
 
-def test_a_crash_of_one_worker_ends_the_foreign_script(tmp_path: Path) -> None:
-    began = time.monotonic()
-    done = run_script(tmp_path, "crash")
-    assert done.returncode != 0
-    assert "a bug on one worker" in done.stderr
-    assert time.monotonic() - began < 40
-    assert not subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True).stdout
+def test_a_crash_of_one_worker_ends_the_foreign_script(script: str, tmp_path: Path) -> None:
+    command = Command(tmp_path, "crash", program=script)
+    assert command.end(40) != 0
+    assert "a bug on one worker" in command.output
+    assert not command.group()
 
 
 def test_the_environment_is_given_back() -> None:
@@ -93,7 +86,8 @@ def test_one_worker_hosts_no_store_and_is_watched_by_no_thread(tmp_path: Path) -
         "    print('hosts', dist.distributed_c10d._get_default_store()._underlying_non_prefix_store, flush=True)\n"
         "print([thread.name for thread in threading.enumerate() if thread.name.startswith('ticks-')])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert done.stdout.count("store None 1\n") == 2, done.stdout + done.stderr
-    assert done.stdout.count("hosts <torch._C._distributed_c10d.HashStore") == 2  # nothing that listens on a port
-    assert done.stdout.endswith("[]\n")
+    exit_code, output = run_command(tmp_path, code, program="-c")
+    assert exit_code == 0, output
+    assert output.count("store None 1\n") == 2, output
+    assert output.count("hosts <torch._C._distributed_c10d.HashStore") == 2  # nothing that listens on a port
+    assert output.endswith("[]\n")

@@ -74,11 +74,11 @@ def leave_out(config: DictConfig, choices: Mapping[str, Any], config_dir: Path, 
     file = config_dir / "debug" / f"{choices.get('debug')}.yaml"
     said: Any = OmegaConf.load(file) if file.is_file() else {}
     for group in ("data", "model", "task", "optimizer", "schedule"):
-        there = _keys(config_dir / group, str(choices.get(group)))
+        if not (missing := set(said.get(group, {})) - _keys(config_dir / group, str(choices.get(group)))):
+            continue
         anywhere = {key for option in (config_dir / group).glob("*.yaml") for key in _keys(option.parent, option.stem)}
-        for key in said.get(group, {}):
-            by_hand = any(text.lstrip("+").startswith(f"{group}.{key}=") for text in typed)
-            if key not in there and key in anywhere and not by_hand:
+        for key in missing & anywhere:
+            if not any(text.lstrip("+").startswith(f"{group}.{key}=") for text in typed):
                 OmegaConf.set_struct(config, False)
                 config[group].pop(key, None)
 
