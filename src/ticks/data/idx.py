@@ -42,12 +42,13 @@ class IdxFiles(Images):
         for split in NAMES:
             (n, *size), (n_labels,) = sizes[split, "images"], sizes[split, "labels"]
             if n != n_labels:
-                raise ValueError(f"path={path!r}: {n} {split} images, but {n_labels} {split} labels")
+                raise ArgumentError("path", str(path), f": {n} {split} images, but {n_labels} {split} labels")
             if size != sizes["train", "images"][1:]:
                 first, other = sizes["train", "images"][1:], size
-                raise ValueError(
-                    f"path={path!r}: train images of {first[0]} x {first[1]} pixels, {split} images of"
-                    f" {other[0]} x {other[1]}"
+                raise ArgumentError(
+                    "path",
+                    str(path),
+                    f": train images of {first[0]} x {first[1]} pixels, {split} images of {other[0]} x {other[1]}",
                 )
         highest = max(int(self._numbers(split, "labels").max(initial=0)) for split in NAMES)
         _, height, width = sizes["train", "images"]
@@ -72,7 +73,7 @@ class IdxFiles(Images):
                 if (file := folder / f"{there}{ending}").is_file():
                     return file
         what = f"has no {name} or {name}.gz" if folder.is_dir() else "is no folder"
-        raise FileNotFoundError(f"path={self.path!r} {what}: give the folder with the four IDX files")
+        raise ArgumentError("path", self.path, f"{what}: give the folder with the four IDX files")
 
     def _sizes(self, split: str, kind: str) -> list[int]:
         """What the file says of itself."""
@@ -85,8 +86,8 @@ class IdxFiles(Images):
             numbers = np.frombuffer(bytearray(stream.read()), dtype=np.uint8)
         if len(numbers) != math.prod(sizes):
             shape = " x ".join(map(str, sizes))
-            raise ValueError(
-                f"path={self.path!r}: {self.files[split, kind].name} is to have {shape} bytes and has {len(numbers)}"
+            raise ArgumentError(
+                "path", self.path, f": {self.files[split, kind].name} is to have {shape} bytes and has {len(numbers)}"
             )
         return numbers.reshape(sizes)
 
@@ -95,9 +96,11 @@ class IdxFiles(Images):
         magic = bytes([0, 0, UNSIGNED_BYTES, KINDS[kind]])
         head = stream.read(4 + 4 * KINDS[kind])
         if len(head) < 4 + 4 * KINDS[kind] or not head.startswith(magic):
-            raise ValueError(
-                f"path={self.path!r}: {self.files[split, kind].name} is no IDX file of {kind} in bytes: it begins with"
-                f" {head[:4].hex(' ') or 'nothing'}, not with {magic.hex(' ')}"
+            raise ArgumentError(
+                "path",
+                self.path,
+                f": {self.files[split, kind].name} is no IDX file of {kind} in bytes: it begins with"
+                f" {head[:4].hex(' ') or 'nothing'}, not with {magic.hex(' ')}",
             )
         return np.frombuffer(head, dtype=">u4", offset=4).tolist()
 
@@ -112,4 +115,4 @@ class IdxFiles(Images):
                 with gzip.open(stream) if packed else stream as numbers:
                     yield numbers  # type: ignore[misc]
             except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                raise ValueError(f"path={self.path!r}: {file.name} cannot be unpacked: {error}") from None
+                raise ArgumentError("path", self.path, f": {file.name} cannot be unpacked: {error}") from None
