@@ -69,25 +69,41 @@ def text_file(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.fixture
+def pairs_file(tmp_path: Path) -> Path:
+    file = tmp_path / "pairs.tsv"
+    file.write_text("".join(f"{i}\t{i + 1}\n" for i in range(300)))
+    return file
+
+
 def messages(error: pytest.ExceptionInfo[ConfigError]) -> str:
     text = str(error.value)
     assert "\n" not in text
     return text
 
 
-ON_DIGITS = ("data=digits", "model=mlp", "task=classification")  # which belong together
+TOGETHER = (  # what belongs to one another: data, model and task, then others that take their places
+    ("data=digits", "model=mlp", "task=classification"),
+    ("data=cmudict", "model=encoder_decoder", "task=transcription", "data=pairs", "task=sequence_to_sequence"),
+)
+
+
+def with_what_belongs_to_it(choice: list[str]) -> list[str]:
+    of_its = [kind for kind in TOGETHER if choice and choice[0] in kind]
+    return [*of_its[0][:3], *choice] if of_its else choice
+
 
 # ---- every file ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("choice", choices(), ids=lambda choice: choice[0] if choice else "train.yaml")
 def test_every_yaml_builds_what_it_describes(
-    choice: list[str], tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+    choice: list[str], tmp_path: Path, text_file: Path, pairs_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overrides = [*choice, f"data.path={text_file}"] if choice == ["data=text"] else choice
-    of_digits = bool(choice) and choice[0] in ON_DIGITS
-    overrides = [*ON_DIGITS] if of_digits else overrides
-    own_sizes = of_digits or any(o.startswith(("experiment", "debug")) for o in choice)
+    overrides = with_what_belongs_to_it(choice)
+    paths = {"data=text": text_file, "data=pairs": pairs_file}
+    overrides += [f"data.path={path}" for of, path in paths.items() if [of] == choice]
+    own_sizes = "model=mlp" in overrides or any(o.startswith(("experiment", "debug")) for o in choice)
     tiny = ["trainer.devices=1"] if own_sizes else [*TINY]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -110,7 +126,11 @@ def test_every_yaml_builds_what_it_describes(
     )
     assert isinstance(trainer, Trainer)
     data.prepare_data()
-    if "n_classes" in data.shape:
+    if "target_vocab_size" in data.shape:
+        batch = data.collate(data.samples("val")[:3])
+        logits_BxTxV = task(batch["source"], batch["target"][:, :-1])
+        assert logits_BxTxV.shape == (3, batch["target"].shape[1] - 1, data.shape["target_vocab_size"])
+    elif "n_classes" in data.shape:
         assert task(data.datasets["val"][0][0][None]).shape == (1, data.shape["n_classes"])
     else:
         assert data.load().n_bytes["train"] > config.data.block_size
@@ -166,7 +186,7 @@ def test_a_seed_of_zero_is_respected() -> None:
         (["model/norm=layernorm"], "model/norm=layernorm is unknown; did you mean 'layer_norm'? valid: layer_norm, no"),
         (["debug=fats"], "debug=fats is unknown; did you mean 'fast'? valid: fast"),
         (["experiment=bbc"], "experiment=bbc is unknown; valid: "),
-        (["data=null"], "data=null is unknown; valid: bbc, digits, text"),
+        (["data=null"], "data=null is unknown; valid: bbc, cmudict, digits, pairs, text"),
         (["model/norm=null"], "model/norm=null is unknown; valid: layer_norm, none, rms_norm"),
         (["strategy=base"], "strategy has no _target_: choose one of its files, strategy=NAME"),
         (["~model"], "~model: a run needs one: model=ln, "),
