@@ -41,7 +41,7 @@ def test_the_rules_of_the_page_are_rules(tmp_path: Path) -> None:
     assert command.end() == 0, command.output
     command = Command(tmp_path, "debug=fast", "parameter_groups=[{match: nowhere}]")
     assert command.end() == 2
-    assert command.output.startswith("error: parameter_groups: ['nowhere'] match no parameter")
+    assert command.output.startswith("error: parameter_groups=['nowhere'] match no parameter")
     command = Command(tmp_path, "debug=fast", "parameter_groups=[{mtch: norm}]")
     assert command.end() == 2
     assert command.output.startswith("error: parameter_groups[0]={'mtch': 'norm'}: ")

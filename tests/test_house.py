@@ -22,6 +22,7 @@ MAY_KNOW = {  # besides itself
     "report": {"record", "config"},
     "config": set(),
 }
+PLAIN_MISTAKES = ("ValueError", "TypeError", "LookupError", "FileNotFoundError")
 PLAIN = ("data", "models", "optim", "tasks", "strategy")  # never see a config object
 
 
@@ -60,6 +61,15 @@ def test_what_computes_never_sees_a_configuration(room: str) -> None:
     for file in files(room):
         known = {module.split(".")[0] for module, _ in imports(file)}
         assert not known & {"hydra", "omegaconf"}, file
+
+
+@pytest.mark.parametrize("room", ["data", "optim", "tasks", "strategy", "record"])
+def test_a_mistake_that_names_an_argument_is_an_argument_error(room: str) -> None:
+    """So that nobody has to read it out of the message: `raise ValueError(f"lr={lr} must ...")` is not to be found."""
+    for file in files(room):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in PLAIN_MISTAKES and node.args:
+                assert not re.match(r"""f?["'](?:\w+|\{\w+\})=""", ast.unparse(node.args[0])), f"{file}:{node.lineno}"
 
 
 def test_models_work_without_lightning() -> None:

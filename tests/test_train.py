@@ -210,7 +210,7 @@ BAD_INPUT = {
     "+trainer.limit_train_batches=4": ("limit_train_batches", "use max_steps"),
     "optimizer.betas=[2,3]": ("optimizer.betas=[2, 3]", "from 0 to below 1"),
     "optimizer.lr=nan": ("optimizer.lr=nan", "must be a number"),
-    "model.d_ff=0": ("model.d_ff=0", "at least 1"),
+    "model.d_ff=0": ("d_ff=0", "at least 1"),
 }
 
 

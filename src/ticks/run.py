@@ -3,8 +3,8 @@
 import logging
 import math
 import os
-import re
 import resource
+import shutil
 import sys
 import traceback
 import warnings
@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ticks import contract
+from ticks.arguments import ArgumentError, under
 from ticks.config import ConfigError, build, check_targets, offered, takes
 from ticks.contract import Measure
 from ticks.job import Job, relative
@@ -28,8 +29,8 @@ from ticks.optim import Rule, configure, grouped
 from ticks.record import summary as file
 from ticks.record.callback import Record
 from ticks.record.progress import ProgressLine
-from ticks.record.result import show_result
-from ticks.record.wandb import log_config
+from ticks.record.result import result_rows, show_result
+from ticks.record.wandb import log_config, log_result
 from ticks.strategy import EverySteps, NonFiniteLoss, Refused, TickStrategy
 from ticks.strategy.checkpoint import replacing
 from ticks.strategy.identity import Identity
@@ -44,6 +45,7 @@ QUIET = (  # messages of our libraries that say nothing a user can act on
     ".*callbacks used to create the checkpoint need to be provided.*",  # `ticks eval` needs none of them
     ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
     ".*Starting from v1.9.0, `tensorboardX`.*",
+    ".*Dynamo detected a call to a `functools.lru_cache`.*",  # cosines and sines of positions
     ".*`lr_scheduler.step..` before `optimizer.step..`.*",  # sync rule `accumulate` skips steps on purpose
 )
 
@@ -79,6 +81,7 @@ def parts(config: DictConfig, choices: Mapping[str, str]) -> Parts:
     made: dict[str, Any] = {}
     if uses_model:
         made["model"] = build(config.model, "model", **offered(config.model, "model", shape, source))
+        _compile(made["model"], config.model.get("compile", False))
     how = {"optimizer": build(config.optimizer, "optimizer"), "schedule": build(config.schedule, "schedule")}
     how["parameter_groups"] = _rules(config.parameter_groups)
     made |= {name: value for name, value in how.items() if takes(config.task, name)}
@@ -96,13 +99,24 @@ def parts(config: DictConfig, choices: Mapping[str, str]) -> Parts:
     return Parts(data, task, uses_model, own_optimizer)
 
 
+def _compile(model: torch.nn.Module, how: bool | str) -> None:
+    """In place, so that its checkpoints stay what they are. ConfigError for a backend that is not there."""
+    if how is False:
+        return
+    if how is True and shutil.which(os.environ.get("CXX", "g++")) is None and not torch.cuda.is_available():
+        raise ConfigError("model.compile=true needs a C++ compiler on a CPU: install g++, or name one in CXX")
+    known = torch.compiler.list_backends(exclude_tags=())
+    if isinstance(how, str) and how not in known:
+        raise ConfigError(f"model.compile={how} must be true, false or a backend: {', '.join(map(str, known))}")
+    model.compile(backend="inductor" if how is True else how)
+
+
 def _check_optimizer(make: Any, rules: list[Rule], task: LightningModule) -> None:
     """ConfigError now for what would be refused when training begins."""
     try:
         make([torch.nn.Parameter(torch.zeros(1))])
     except (TypeError, ValueError) as error:
-        between = "." if re.match(r"\w+=", str(error)) else ": "
-        raise ConfigError(f"optimizer{between}{error}") from None
+        raise ConfigError(under("optimizer", error)) from None
     try:
         grouped(task, rules)
     except ValueError as error:
@@ -117,7 +131,9 @@ def _rules(said: Any) -> list[Rule]:
     for i, rule in enumerate(said):
         try:
             rules.append(Rule(**rule))
-        except (TypeError, ValueError) as error:
+        except ArgumentError as error:
+            raise ConfigError(under(f"parameter_groups[{i}]", error)) from None
+        except TypeError as error:
             known = ", ".join(field.name for field in fields(Rule))
             raise ConfigError(f"parameter_groups[{i}]={rule}: {error}; a rule has {known}") from None
     return rules
@@ -261,7 +277,7 @@ class Run:
         try:
             self.worker_batch_size = data.worker_batch_size(trainer.world_size, trainer.accumulate_grad_batches)
         except ValueError as error:
-            raise ConfigError(f"data.{error}") from None
+            raise ConfigError(under("data", error)) from None
 
     def _prepare_data(self) -> None:
         data: Any = self.parts.data
@@ -270,7 +286,7 @@ class Run:
             if hasattr(data, "check_splits"):
                 data.check_splits(["val", *(["test"] if self.config.test else [])], self.trainer.world_size)
         except (ValueError, OSError, ImportError) as error:
-            raise ConfigError(f"data: {error}") from error
+            raise ConfigError(under("data", error)) from error
 
     # ---- fit
 
@@ -293,11 +309,11 @@ class Run:
         tests = self._measure("test") if self.config.test else {}
         if not self.is_zero:
             return None
-        shown = self._shown()
+        shown, picture = self._shown()
         self.status = "finished"
         self.checkpoint = relative(final)
         summary = self.summarise(tests)
-        show_result(
+        rows = result_rows(
             summary,
             measures=self.measures or contract.measures_of(task, self._last_val()),
             before=self.before or self._first_validation(),
@@ -305,18 +321,19 @@ class Run:
             ddp_bytes=self.strategy.ledger.ddp_bytes,
             measuring_bytes=self.strategy.ledger.measuring_bytes,
             rows=self.record.file.rows(),
-            **shown,
         )
+        show_result(summary, rows, shown=shown, picture=relative(picture) if picture else None)
+        log_result(trainer.loggers, [*rows[0], *rows[1]], shown=shown, picture=picture)
         return summary
 
-    def _shown(self) -> dict[str, str | None]:
-        """What the task has to show: a text, or the place of a picture."""
+    def _shown(self) -> tuple[str | None, Path | None]:
+        """What the task has to show: a text, or a picture."""
         shown: Any = getattr(self.parts.task, "show", lambda data: None)(self.parts.data)
         if not hasattr(shown, "savefig"):
-            return {"shown": shown}
+            return shown, None
         path = self.run_dir / "sample.png"
         shown.savefig(path, dpi=150)
-        return {"picture": relative(path)}
+        return None, path
 
     def _begin(self) -> None:
         """What there is of a run before its first step."""

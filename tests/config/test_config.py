@@ -1,5 +1,6 @@
 """Every YAML file composes and builds, and every mistake gets one message that names it and what would be valid."""
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -363,14 +364,19 @@ def test_an_argument_that_its_target_does_not_take_is_named(override: str, messa
 @pytest.mark.parametrize(
     ("overrides", "group", "message"),
     [
-        (["model.n_heads=3"], "model", "model.n_heads=3 must divide d_model=32"),
-        (["model.activation=swish"], "model", "model.activation='swish' is unknown; known: gelu, relu, silu"),
+        (["model.n_heads=3"], "model", "model[.:] ?n_heads=3 must divide d_model=32"),
+        (["model.activation=swish"], "model", "model[.:] ?activation='swish' is unknown; known: gelu, relu, silu"),
         (["model=ln_ticks", "model.adapter.width=0"], "model", "model: width=0 must be at least 1"),
-        (["strategy.clock.interval=0"], "strategy", "strategy.clock.interval=0 must be a whole number of steps"),
-        (["strategy.hang_seconds=0"], "strategy", "strategy.hang_seconds=0 must be above 0"),
+        (["strategy.clock.interval=0"], "strategy", "strategy.clock.interval=0 must be at least 1"),
+        (["strategy.hang_seconds=0"], "strategy", "strategy.hang_seconds=0 must be a finite number of seconds above 0"),
         (["data.block_size=0"], "data", "data.block_size=0 must be at least 1"),
-        (["data=text"], "data", "data: path is not set"),
+        (["data=text"], "data", "data.path=None is not set"),
         (["data=text", "data.path=/nowhere"], "data", "data.path='/nowhere' matches no file"),
+        (
+            ["strategy/optimizer_state=periods", "strategy.optimizer_state.every.exp_avg=0"],
+            "strategy",
+            r"strategy\.optimizer_state\.every\.exp_avg=0 must be at least 1 rounds",
+        ),
         (["trainer.precision=8"], "trainer", "trainer: Precision 8 is invalid"),
     ],
 )
@@ -379,6 +385,21 @@ def test_a_value_that_is_refused_when_built_is_named(overrides: list[str], group
     more = {"vocab_size": 256, "block_size": 32} if group == "model" else {}
     with pytest.raises(ConfigError) as error:
         build(config[group], group, **more)
+    assert re.match(message, str(error.value))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optimizer.lr=-1"], "optimizer.lr=-1 must not be negative"),
+        (["optimizer=sgd", "optimizer.lr=-1"], "optimizer: Invalid learning rate: -1"),  # torch's own words
+        (["parameter_groups=[{match: norm, lr_factor: -1}]"], "parameter_groups[0].lr_factor=-1 must not be negative"),
+        (["parameter_groups=[{match: nowhere}]"], "parameter_groups=['nowhere'] match no parameter"),
+    ],
+)
+def test_what_an_optimizer_refuses_is_named_before_training(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parts(checked(*TINY, *overrides), {})
     assert str(error.value).startswith(message)
 
 
@@ -534,9 +555,9 @@ except SystemExit as exit_:
         (["data=null"], "data=null is unknown"),
         (["seed=abc"], "seed=abc must be a whole number"),
         (["debug=fast", "optimizer.lr=abc"], "optimizer.lr=abc must be a number"),
-        (["debug=fast", "model.n_heads=3"], "model.n_heads=3 must divide d_model=32"),
+        (["debug=fast", "model.n_heads=3"], "n_heads=3 must divide d_model=32"),
         (["debug=fast", "trainer.accumulate_grad_batches=0"], "accumulate_grad_batches=0 must be at least 1"),
-        (["data=text"], "path is not set"),
+        (["data=text"], "data.path=None is not set"),
         (["resume=nowhere"], "'nowhere' is no run directory"),
     ],
 )

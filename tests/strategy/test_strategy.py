@@ -18,11 +18,13 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from tests.conftest import WorkerError, run_workers
 from tests.strategy.toys import CountInTraining, Snapshots, Stream, Toy, Traffic, flat, trainer_for
+from ticks.arguments import ArgumentError
 from ticks.strategy import (
     DDP,
     FP32,
     Accumulate,
     EverySeconds,
+    EverySteps,
     Gradients,
     Hierarchical,
     Parameters,
@@ -555,11 +557,22 @@ def test_training_by_epochs_ends_with_a_tick() -> None:
     assert torch.equal(first, second)
 
 
-def test_interval_and_clock_together_are_refused() -> None:
-    from ticks.strategy import EverySteps
-
-    with pytest.raises(ValueError, match="either interval=4 or a clock"):
-        TickStrategy(4, clock=EverySteps(8))
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"interval": 4, "clock": EverySteps(8)}, "interval=4 cannot be given beside a clock"),
+        ({"ddp_steps": -1}, "ddp_steps=-1 must be at least 0 steps"),
+        ({"ddp_steps": True}, "ddp_steps=True must be a whole number of steps, at least 0"),
+        ({"non_finite": "ignore"}, "non_finite='ignore' is unknown; known: error, exclude"),
+        (
+            {"hang_seconds": 1e9},
+            "hang_seconds=1000000000.0 must be a finite number of seconds above 0",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        TickStrategy(**arguments)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ticks.arguments import at_least
 from ticks.data.base import StepData, TrainBatches
 from ticks.data.corpus import Corpus
 
@@ -26,8 +27,7 @@ class ByteData(StepData):
 
     def __init__(self, *, block_size: int, **arguments: Any) -> None:
         super().__init__(**arguments)
-        if block_size < 1:
-            raise ValueError(f"block_size={block_size} must be at least 1")
+        at_least(1, block_size=block_size)
         self.block_size = block_size
         self.corpus: Corpus | None = None
 

@@ -64,7 +64,7 @@ class Worker(Protocol):
 
 
 class Exchange:
-    """One worker's side of all messages of parameters. ValueError for fragments that do not fit the parameters."""
+    """One worker's side of all messages of parameters. ArgumentError for fragments that do not fit the parameters."""
 
     def __init__(self, worker: Worker, sync: Sync, wire: Wire, ledger: Ledger, *, workers_per_node: int) -> None:
         self.worker, self.sync, self.wire, self.ledger = worker, sync, wire, ledger

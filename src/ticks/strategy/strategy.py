@@ -25,6 +25,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ticks.arguments import ArgumentError, at_least, one_of, under
 from ticks.strategy.clock import Clock, EverySteps, Facts
 from ticks.strategy.exchange import Exchange, Message
 from ticks.strategy.facts import FIELDS, Round, only_weight
@@ -77,17 +78,15 @@ class TickStrategy(WorkerStrategy):
         **kwargs: Any,
     ) -> None:
         if interval is not None and clock is not None:
-            raise ValueError(f"give either interval={interval} or a clock, not both")
-        if isinstance(ddp_steps, bool) or not isinstance(ddp_steps, int) or ddp_steps < 0:
-            raise ValueError(f"ddp_steps={ddp_steps!r} must be a whole number of steps, at least 0")
-        if non_finite not in ("error", "exclude"):
-            raise ValueError(f"non_finite={non_finite!r} must be error or exclude")
+            raise ArgumentError("interval", interval, "cannot be given beside a clock")
+        at_least(0, of=" steps", ddp_steps=ddp_steps)
+        one_of(("error", "exclude"), non_finite=non_finite)
         super().__init__(**kwargs)
         self.clock = clock or (EverySteps() if interval is None else EverySteps(interval))
         self.sync = sync or Gradients()
         self.wire = wire or FP32()
         self.state_rule = optimizer_state or Keep()  # `optimizer_state` is a method of Lightning
-        self.ddp_steps = ddp_steps
+        self.ddp_steps = int(ddp_steps)
         self.non_finite = non_finite
         self.on_tick: list[Callable[[dict[str, float]], None]] = []  # told the facts of each tick, on every worker
         self._round = Round()
@@ -166,7 +165,7 @@ class TickStrategy(WorkerStrategy):
         try:
             fragment_of([name for name, _ in named], [size for _, size in named], self.sync.fragments)
         except ValueError as error:
-            raise Refused(f"strategy.sync.{error}") from None
+            raise Refused(under("strategy.sync", error)) from None
 
     def configure_ddp(self) -> None:
         """No wrapper. All workers start from worker 0's parameters and buffers, the frozen ones included.
@@ -193,7 +192,7 @@ class TickStrategy(WorkerStrategy):
             try:
                 self._exchange = Exchange(self, self.sync, self.wire, self.ledger, workers_per_node=self.num_processes)
             except ValueError as error:
-                raise Refused(f"strategy.sync.{error}") from None
+                raise Refused(under("strategy.sync", error)) from None
             self._restore()
         if self._round.end <= self.step:
             self._begin_round()
@@ -218,7 +217,7 @@ class TickStrategy(WorkerStrategy):
         try:
             self.state_rule.averaged(1, self._state_names)
         except ValueError as error:
-            raise Refused(f"strategy.{error}") from None
+            raise Refused(under("strategy.optimizer_state", error)) from None
         sends_gradients = self.sync.averages_gradients or self.ddp_steps
         if sends_gradients and any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in self.optimizers):
             raise Refused("LBFGS computes gradients a number of times that workers do not share: use sync=Parameters()")

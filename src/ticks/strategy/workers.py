@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.distributed.constants import default_pg_timeout
 from torch.optim import Optimizer
 
+from ticks.arguments import above
 from ticks.strategy import checkpoint as files
 from ticks.strategy import meeting
 from ticks.strategy.environment import WorkerEnvironment, cluster_environment
@@ -73,9 +74,7 @@ class WorkerStrategy(DDPStrategy):
         worker_command: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        for name, value in {"heartbeat_seconds": heartbeat_seconds, "hang_seconds": hang_seconds}.items():
-            if not 0 < value <= A_YEAR:
-                raise ValueError(f"{name}={value} must be above 0 seconds and at most a year ({A_YEAR} s)")
+        above(0, most=A_YEAR, of=" seconds", heartbeat_seconds=heartbeat_seconds, hang_seconds=hang_seconds)
         end_with_parent()
         super().__init__(
             checkpoint_io=kwargs.pop("checkpoint_io", None) or files.AtomicCheckpointIO(),

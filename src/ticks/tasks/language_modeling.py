@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ticks.arguments import above, at_least
 from ticks.tasks.base import Task
 from ticks.tasks.metrics import TokenLoss
 
@@ -20,8 +21,8 @@ IGNORE = -100  # targets that are padding
 class LanguageModeling(Task):
     """Train `model`, a module from tokens (B, T) to logits (B, T, V), on batches {"x": (B, T), "y": (B, T)}.
 
-    `sample_bytes` is how much the model writes for `show`, after `sample_prompt`. Takes what `Task` takes. ValueError
-    for numbers that cannot be used.
+    `sample_bytes` is how much the model writes for `show`, after `sample_prompt`. Takes what `Task` takes.
+    ArgumentError for numbers that cannot be used.
     """
 
     measures = (("bits_per_byte", "bits per byte", "lower", 3), ("loss", "loss (nats)", "lower", 3))
@@ -36,10 +37,8 @@ class LanguageModeling(Task):
         **arguments: Any,
     ) -> None:
         super().__init__(model, **arguments)
-        if not 0 < bytes_per_token < math.inf:
-            raise ValueError(f"bytes_per_token={bytes_per_token} must be above 0")
-        if isinstance(sample_bytes, bool) or not isinstance(sample_bytes, int) or not 0 <= sample_bytes <= 10**6:
-            raise ValueError(f"sample_bytes={sample_bytes} must be a whole number from 0 to {10**6}")
+        above(0, bytes_per_token=bytes_per_token)
+        at_least(0, most=10**6, sample_bytes=sample_bytes)
         self.sample_bytes = sample_bytes
         self.sample_prompt = sample_prompt
         bits_per_byte = math.log(2) * bytes_per_token
