@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ticks.data.corpus import SPLITS, cache_root, ngram_floors, prepare, split_of
+from ticks.data.cache import cache_root
+from ticks.data.corpus import SPLITS, ngram_floors, prepare, split_of
 
 
 @pytest.fixture(autouse=True)
