@@ -85,8 +85,9 @@ def messages(error: pytest.ExceptionInfo[ConfigError]) -> str:
 
 TOGETHER = (  # what belongs to one another: data, model and task, then others that take their places
     ("data=digits", "model=mlp", "task=classification"),
-    ("data=cmudict", "model=encoder_decoder", "task=transcription", "data=pairs", "task=sequence_to_sequence"),
-)
+    ("data=pairs", "model=encoder_decoder", "task=transcription", "task=sequence_to_sequence", "data=cmudict",
+     "data=bible"),
+)  # fmt: skip
 
 
 def with_what_belongs_to_it(choice: list[str]) -> list[str]:
@@ -102,8 +103,9 @@ def test_every_yaml_builds_what_it_describes(
     choice: list[str], tmp_path: Path, text_file: Path, pairs_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overrides = with_what_belongs_to_it(choice)
+    of_data = [override for override in overrides if override.startswith("data=")][-1:]
     paths = {"data=text": text_file, "data=pairs": pairs_file}
-    overrides += [f"data.path={path}" for of, path in paths.items() if [of] == choice]
+    overrides = [*overrides, *(f"data.path={path}" for of, path in paths.items() if [of] == of_data)]
     own_sizes = "model=mlp" in overrides or any(o.startswith(("experiment", "debug")) for o in choice)
     tiny = ["trainer.devices=1"] if own_sizes else [*TINY]
     monkeypatch.chdir(tmp_path)
@@ -187,7 +189,7 @@ def test_a_seed_of_zero_is_respected() -> None:
         (["model/norm=layernorm"], "model/norm=layernorm is unknown; did you mean 'layer_norm'? valid: layer_norm, no"),
         (["debug=fats"], "debug=fats is unknown; did you mean 'fast'? valid: fast"),
         (["experiment=bbc"], "experiment=bbc is unknown; valid: "),
-        (["data=null"], "data=null is unknown; valid: bbc, cmudict, digits, pairs, text"),
+        (["data=null"], "data=null is unknown; valid: bbc, bible, cmudict, digits, pairs, text"),
         (["model/norm=null"], "model/norm=null is unknown; valid: layer_norm, none, rms_norm"),
         (["strategy=base"], "strategy has no _target_: choose one of its files, strategy=NAME"),
         (["~model"], "~model: a run needs one: model=ln, "),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ticks.data import PairData
+from ticks.data import PairFiles
 from ticks.data.pairs import ByLength, Pairs, Sample, padded
 from ticks.data.vocabulary import Symbols
 
@@ -25,11 +25,11 @@ def written(path: Path, lines: list[str]) -> Path:
     return path
 
 
-def data(path: Path | str | None = None, **arguments: Any) -> PairData:
-    return PairData(path=None if path is None else str(path), **({"global_batch_size": 8} | arguments))
+def data(path: Path | str | None = None, **arguments: Any) -> PairFiles:
+    return PairFiles(path=None if path is None else str(path), **({"global_batch_size": 8} | arguments))
 
 
-def sources(made: PairData, split: str) -> list[str]:
+def sources(made: PairFiles, split: str) -> list[str]:
     return [sample.source_text for sample in made.samples(split)]
 
 
@@ -80,7 +80,7 @@ def test_three_files_are_three_splits_and_nothing_evaluated_is_learnt_from(tmp_p
         ("a\tb\n\n \tc\n", ": line 3 has no source"),
         ("a\t  \n", ": line 1 has no target"),
         ("\n\n", "has no pair in it"),
-        ("a\tb\n", "has no pair in the"),
+        ("a\tb\n", "no pair is in the"),
         (b"a\t\xff\n", "is no text in UTF-8: byte 2 is none"),
     ],
 )
@@ -96,13 +96,13 @@ def test_what_cannot_be_read_is_named_in_a_line(content: str | bytes, message: s
 def test_what_is_given_must_fit_together(file: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"path='/nowhere.tsv' is no file; give one with a source, a tab"):
         data("/nowhere.tsv")
-    with pytest.raises(ValueError, match="path is not set"):
+    with pytest.raises(ValueError, match="path=None is not set"):
         data()
-    with pytest.raises(ValueError, match="val is not set"):
+    with pytest.raises(ValueError, match="val=None is not set"):
         data(train=str(file))
     with pytest.raises(ValueError, match="and train: give one file to split, or one for each"):
         data(file, train=str(file))
-    with pytest.raises(ValueError, match="source_tokens='letters' is unknown; known: characters, words"):
+    with pytest.raises(ValueError, match="source_tokens='letters' is unknown; known: characters, words, bpe"):
         data(file, source_tokens="letters")
     with pytest.raises(ValueError, match="target_length=1 must be at least 2 tokens"):
         data(file, target_length=1)
@@ -137,6 +137,19 @@ def test_a_vocabulary_never_sees_what_is_evaluated(tmp_path: Path) -> None:
     assert batch["source"].tolist() == [[3]]
     assert batch["target"].tolist() == [[1, 3, 2]]
     assert batch["references"] == [("y",)]
+
+
+def test_byte_pairs_are_those_of_each_sides_training_texts(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    lines = [f"the house of {i}\tla maison de {i}" for i in range(300)]
+    path = written(tmp_path / "houses.tsv", lines)
+    made = data(path, source_tokens="bpe", target_tokens="bpe", vocab_size=280)
+    longest = {len(made.source_tokenizer.decode([token])) for token in range(made.shape["source_vocab_size"])}
+    assert max(longest) >= len(" house")
+    assert made.source_tokenizer.encode_many(["house"]) != made.target_tokenizer.encode_many(["house"])
+    for sample in made.samples("test"):
+        assert made.shape["decode"]([1, *sample.target, 2, 0]) == sample.references[0]
+        assert len(sample.target) < len(sample.references[0])
 
 
 # ---- batches

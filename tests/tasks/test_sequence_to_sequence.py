@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tests.conftest import REPOSITORY, only_run, run_command, run_workers
 from ticks.config import ConfigError, compose_strictly
-from ticks.data import PairData
+from ticks.data import PairFiles
 from ticks.models import EncoderDecoder
 from ticks.run import parts
 from ticks.tasks import SequenceToSequence, Transcription
@@ -217,7 +217,7 @@ def test_one_worker_measures_the_same(trained: tuple[Path, str]) -> None:
 
 
 def test_texts_are_judged_by_chrf_and_shown_with_what_is_right(place: Path) -> None:
-    data = PairData(path=str(place / "pairs.tsv"), global_batch_size=8)
+    data = PairFiles(path=str(place / "pairs.tsv"), global_batch_size=8)
     shape = dict(data.shape)
     task = SequenceToSequence(
         EncoderDecoder(**{k: v for k, v in shape.items() if k != "decode"}, d_model=8, n_layers=1, n_heads=2),
@@ -238,7 +238,7 @@ def test_texts_are_judged_by_chrf_and_shown_with_what_is_right(place: Path) -> N
     ("overrides", "message"),
     [
         (("data.path=nowhere.tsv",), "data.path='nowhere.tsv' is no file in "),
-        (("data.path=null",), "data: path is not set: give a file with a source, a tab"),
+        (("data.path=null",), "data.path=None is not set: give a file with a source, a tab"),
         (("data.source_length=1",), "data.source_length=1 must be at least 2 tokens"),
         (("task.beam=0",), "task.beam=0 must be at least 1"),
         (("model.n_heads=3",), "model.n_heads=3 must divide d_model=32"),

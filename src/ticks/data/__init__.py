@@ -2,11 +2,24 @@
 
 from ticks.data.base import StepData
 from ticks.data.bbc import BBCNews
+from ticks.data.bible import Bible
 from ticks.data.bytes import ByteData
 from ticks.data.cmudict import CmuDict
 from ticks.data.digits import Digits
+from ticks.data.pair_files import PairFiles
 from ticks.data.pairs import PairData
 from ticks.data.samples import MapData
 from ticks.data.text import TextFiles
 
-__all__ = ["BBCNews", "ByteData", "CmuDict", "Digits", "MapData", "PairData", "StepData", "TextFiles"]
+__all__ = [
+    "BBCNews",
+    "Bible",
+    "ByteData",
+    "CmuDict",
+    "Digits",
+    "MapData",
+    "PairData",
+    "PairFiles",
+    "StepData",
+    "TextFiles",
+]

