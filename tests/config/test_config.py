@@ -64,22 +64,21 @@ def configs(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def text_file(tmp_path: Path) -> Path:
-    file = tmp_path / "text.txt"
-    file.write_text("".join(f"Sentence {i} of a text.\n\n" for i in range(2000)))
-    return file
-
-
-@pytest.fixture
-def idx_files(tmp_path: Path) -> Path:
-    """A folder with 20 black images of 4 x 4 pixels in each split, of 2 classes."""
-    folder = tmp_path / "idx"
-    folder.mkdir()
+def files(tmp_path: Path) -> dict[str, Path]:
+    """What is given as data.path: a text, pairs, a table, and a folder of 20 black images of 4 x 4 pixels per split."""
+    written = {
+        "text.txt": "".join(f"Sentence {i} of a text.\n\n" for i in range(2000)),
+        "pairs.tsv": "".join(f"{i}\t{i + 1}\n" for i in range(300)),
+        "table.csv": "text,label\n" + "".join(f"row {i},{i % 2}\n" for i in range(200)),
+    }
+    for name, text in written.items():
+        (tmp_path / name).write_text(text)
+    (folder := tmp_path / "idx").mkdir()
     for split in ("train", "t10k"):
         sizes = b"".join(n.to_bytes(4, "big") for n in (20, 4, 4))
         (folder / f"{split}-images-idx3-ubyte").write_bytes(bytes([0, 0, 8, 3]) + sizes + bytes(20 * 4 * 4))
         (folder / f"{split}-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1]) + sizes[:4] + bytes([0, 1] * 10))
-    return folder
+    return {f"data={name.partition('.')[0]}": tmp_path / name for name in (*written, "idx")}
 
 
 def messages(error: pytest.ExceptionInfo[ConfigError]) -> str:
@@ -88,23 +87,35 @@ def messages(error: pytest.ExceptionInfo[ConfigError]) -> str:
     return text
 
 
-OF_IMAGES = {"data": "digits", "model": "mlp", "task": "classification"}  # which belong together
-TAKE_IMAGES = ("data=digits", "data=idx", "data=mnist", "data/augment", "model=mlp", "model=vit", "task=classification")
+TOGETHER = (  # data, model and task that belong together, and what can stand in their places
+    ("data=digits", "model=mlp", "task=classification", "data=idx", "data=mnist", "data/augment=", "model=vit"),
+    ("data=topics", "model=encoder", "task=classification", "data=table"),
+    ("data=pairs", "model=encoder_decoder", "task=transcription", "task=sequence_to_sequence", "data=cmudict",
+     "data=bible"),
+)  # fmt: skip
+
+
+def with_what_belongs_to_it(choice: list[str]) -> list[str]:
+    group, _, name = choice[0].partition("=") if choice else ("", "", "")
+    for kind in TOGETHER:
+        if f"{group}={name}" in kind or f"{group}=" in kind:
+            return [other for other in kind[:3] if other.partition("=")[0] != group] + choice
+    return list(choice)
+
 
 # ---- every file ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("choice", choices(), ids=lambda choice: choice[0] if choice else "train.yaml")
 def test_every_yaml_builds_what_it_describes(
-    choice: list[str], tmp_path: Path, text_file: Path, idx_files: Path, monkeypatch: pytest.MonkeyPatch
+    choice: list[str], files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths = {"data=text": [f"data.path={text_file}"], "data=idx": [f"data.path={idx_files}"]}
-    overrides = [*choice, *paths.get(choice[0] if choice else "", [])]
-    of_images = bool(choice) and choice[0].startswith(TAKE_IMAGES)
-    if of_images:
-        others = [f"{group}={name}" for group, name in OF_IMAGES.items() if not choice[0].startswith(f"{group}=")]
-        overrides = [*others, *overrides]
-    own_sizes = of_images or any(o.startswith(("experiment", "debug")) for o in choice)
+    overrides = with_what_belongs_to_it(choice)
+    of_data = next((override for override in overrides if override.startswith("data=")), "")
+    overrides += [f"data.path={files[of_data]}"] if of_data in files else []
+    overrides += ["data.text=text", "data.label=label"] if of_data == "data=table" else []
+    own_sizes = "model=mlp" in overrides or "model=vit" in overrides
+    own_sizes = own_sizes or any(o.startswith(("experiment", "debug")) for o in choice)
     tiny = ["trainer.devices=1"] if own_sizes else [*TINY]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -127,7 +138,11 @@ def test_every_yaml_builds_what_it_describes(
     )
     assert isinstance(trainer, Trainer)
     data.prepare_data()
-    if "n_classes" in data.shape:
+    if "target_vocab_size" in data.shape:
+        batch = data.collate(data.samples("val")[:3])
+        logits_BxTxV = task(batch["source"], batch["target"][:, :-1])
+        assert logits_BxTxV.shape == (3, batch["target"].shape[1] - 1, data.shape["target_vocab_size"])
+    elif "n_classes" in data.shape:
         assert task(data.datasets["val"][0][0][None]).shape == (1, data.shape["n_classes"])
     else:
         assert data.load().n_bytes["train"] > config.data.block_size
@@ -186,7 +201,7 @@ def test_a_seed_of_zero_is_respected() -> None:
         (["model/norm=layernorm"], "model/norm=layernorm is unknown; did you mean 'layer_norm'? valid: layer_norm, no"),
         (["debug=fats"], "debug=fats is unknown; did you mean 'fast'? valid: fast"),
         (["experiment=bbc"], "experiment=bbc is unknown; valid: "),
-        (["data=null"], "data=null is unknown; valid: bbc, digits, idx, mnist, text"),
+        (["data=null"], "data=null is unknown; valid: bbc, bible, cmudict, digits, idx, mnist, pairs, table, text"),
         (["model/norm=null"], "model/norm=null is unknown; valid: layer_norm, none, rms_norm"),
         (["strategy=base"], "strategy has no _target_: choose one of its files, strategy=NAME"),
         (["~model"], "~model: a run needs one: model=ln, "),

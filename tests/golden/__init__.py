@@ -22,7 +22,9 @@ BYTES = ("debug=fast", "model.n_layers=4", "task.sample_bytes=0", *QUIET)
 FAST = (*BYTES, "optimizer=adamw")
 DIGITS = ("experiment=digits_mlp", "debug=fast", *QUIET)
 VIT = ("experiment=digits_vit", "debug=fast", "data/augment=shift_rotate", *QUIET)
-OF_IMAGES = ("mlp", "vit")
+PHONEMES = ("experiment=g2p", "debug=fast", *QUIET)
+TOPICS = ("experiment=topics", "debug=fast", "model.n_layers=2", "model.dropout=0.1", *QUIET)
+OF_OTHER_DATA = ("mlp", "vit", "encoder", "encoder_decoder")  # models with cases of their own
 LOSSES = ("train/loss", "val/loss")
 TOLERANCE = 2e-3  # relative, on another processor or another torch: their last digits differ, and codes with them
 
@@ -34,7 +36,7 @@ def _stems(folder: str) -> list[str]:
 def cases() -> dict[str, tuple[int, tuple[str, ...]]]:
     """By name: how many workers, and which overrides."""
     strategies = {f"strategy={name}": (2, (*FAST, f"strategy={name}")) for name in _stems("strategy")}
-    models = {f"model={name}": (1, (*FAST, f"model={name}")) for name in _stems("model") if name not in OF_IMAGES}
+    models = {f"model={name}": (1, (*FAST, f"model={name}")) for name in _stems("model") if name not in OF_OTHER_DATA}
     optimizers = {f"optimizer={name}": (1, (*BYTES, f"optimizer={name}")) for name in _stems("optimizer")}
     schedules = {f"schedule={name}": (1, (*FAST, f"schedule={name}")) for name in _stems("schedule")}
     others = {
@@ -44,6 +46,9 @@ def cases() -> dict[str, tuple[int, tuple[str, ...]]]:
         "digits, a perceptron": (2, DIGITS),
         "digits, a vision transformer": (2, VIT),
         "mnist, a perceptron": (2, ("experiment=mnist_mlp", "debug=fast", *QUIET)),
+        "phonemes, an encoder-decoder": (2, PHONEMES),
+        "topics, an encoder": (2, TOPICS),
+        "data/tokenizer=bpe": (2, (*FAST, "data/tokenizer=bpe", "data.tokenizer.vocab_size=512")),
     }
     return strategies | models | optimizers | schedules | others
 

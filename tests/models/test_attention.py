@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ticks.models import CrossAttention, SelfAttention
-from ticks.models.attention import rotate
+from ticks.models.attention import Past, rotate
 
 
 @pytest.mark.parametrize("rotary", [False, True])
@@ -118,3 +118,28 @@ def test_cross_attention_sees_the_other_sequence(padded: bool) -> None:
     k, v = attention.key_value(memory_BxSxD).view(2, 4, 2, 2, 4).permute(2, 0, 3, 1, 4)
     expected = attention.out(reference(q, k, v, seen).transpose(1, 2).reshape(2, 3, 8))
     assert torch.allclose(attention(x_BxTxD, memory_BxSxD, present if padded else None), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+def test_position_by_position_it_sees_what_the_whole_sequence_shows_it(rotary: bool) -> None:
+    torch.manual_seed(0)
+    attention, x_BxTxD, past = SelfAttention(8, 2, causal=True, rotary=rotary), torch.randn(2, 7, 8), Past()
+    whole = attention(x_BxTxD)
+    assert torch.allclose(attention(x_BxTxD[:, :3], past=past), whole[:, :3], atol=1e-6)
+    for t in range(3, 7):
+        assert torch.allclose(attention(x_BxTxD[:, t : t + 1], past=past), whole[:, t : t + 1], atol=1e-6)
+    assert len(past) == 7
+
+
+def test_rotations_are_the_same_wherever_a_sequence_begins() -> None:
+    x_BxHxTxK = torch.randn(1, 1, 9, 6)
+    for start in (1, 3, 8):
+        assert torch.allclose(rotate(x_BxHxTxK[:, :, start:], start=start), rotate(x_BxHxTxK)[:, :, start:], atol=1e-6)
+
+
+def test_another_sequence_is_looked_at_once() -> None:
+    attention, x_BxTxD, past = CrossAttention(8, 2), torch.randn(2, 1, 8), Past()
+    first = attention(x_BxTxD, torch.randn(2, 4, 8), past=past)
+    assert torch.equal(attention(x_BxTxD, torch.zeros(2, 4, 8), past=past), first)
+    past.select(torch.tensor([1]))
+    assert torch.allclose(attention(x_BxTxD[1:], torch.zeros(1, 4, 8), past=past), first[1:], atol=1e-6)

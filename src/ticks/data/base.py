@@ -138,7 +138,11 @@ class TrainBatches(IterableDataset):
     def samples(self, index: int) -> np.ndarray:
         """The samples (batch_size,) of this worker's batch number `index`."""
         first = (index * self.world_size + self.worker) * self.batch_size
-        epoch, position = np.divmod(np.arange(first, first + self.batch_size), self.n)
+        return self.order(np.arange(first, first + self.batch_size))
+
+    def order(self, places: np.ndarray) -> np.ndarray:
+        """The samples at these places of the endless stream that all workers share."""
+        epoch, position = np.divmod(places, self.n)
         images = np.empty_like(position)
         for e in np.unique(epoch):
             images[epoch == e] = permute(position[epoch == e], self.n, seed=mixed(self.seed, int(e)))

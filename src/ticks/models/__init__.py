@@ -4,6 +4,7 @@ from ticks.models.adapter import TicksAdapter
 from ticks.models.attention import CrossAttention, SelfAttention
 from ticks.models.block import Block, Blocks, Transformer
 from ticks.models.encoder import EncoderClassifier
+from ticks.models.encoder_decoder import EncoderDecoder
 from ticks.models.ffn import FeedForward
 from ticks.models.heads import ClassificationHead
 from ticks.models.mlp import Mlp
@@ -20,6 +21,7 @@ __all__ = [
     "CrossAttention",
     "DecoderTransformer",
     "EncoderClassifier",
+    "EncoderDecoder",
     "FeedForward",
     "LayerNorm",
     "Mlp",

@@ -14,6 +14,29 @@ from ticks.arguments import ArgumentError
 from ticks.models.initialise import role
 
 
+class Past:
+    """Keys and values (B, H, t, K) that an attention has made, for a sequence that grows by a position per call."""
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def __len__(self) -> int:
+        return 0 if self.keys is None else self.keys.shape[2]
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values, the new ones last."""
+        if self.keys is not None and self.values is not None:
+            k, v = torch.cat([self.keys, k], dim=2), torch.cat([self.values, v], dim=2)
+        self.keys, self.values = k, v
+        return k, v
+
+    def select(self, rows_N: Tensor) -> None:
+        """Go on with these sequences of the batch."""
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys[rows_N], self.values[rows_N]
+
+
 class Attention(nn.Module):
     """What both kinds share: heads, and what is done with queries, keys and values.
 
@@ -50,7 +73,8 @@ class Attention(nn.Module):
 class SelfAttention(Attention):
     """(B, T, D) -> (B, T, D). With `causal` position t sees positions up to t, else all that are `present` (B, T).
 
-    `rotary` turns queries and keys by their position; the head's width is then even, or ArgumentError.
+    `rotary` turns queries and keys by their position; the head's width is then even, or ArgumentError. With `past` x is
+    the sequence's beginning, and then one position per call: it sees what came before it.
     """
 
     def __init__(
@@ -72,15 +96,20 @@ class SelfAttention(Attention):
         self.qkv.matrices = 3  # type: ignore[assignment]  # for optimizers that know matrices
         self.out = role("residual", nn.Linear(d_model, d_model, bias=bias))
 
-    def forward(self, x_BxTxD: Tensor, present: Tensor | None = None) -> Tensor:
+    def forward(self, x_BxTxD: Tensor, present: Tensor | None = None, past: Past | None = None) -> Tensor:
         q, k, v = self._heads(self.qkv(x_BxTxD), 3)
+        start = 0 if past is None else len(past)
+        assert not start or x_BxTxD.shape[1] == 1
         if self.rotary:
-            q, k = rotate(q), rotate(k)
-        return self.out(self._attend(q, k, v, present, causal=self.causal))
+            q, k = rotate(q, start=start), rotate(k, start=start)
+        if past is not None:
+            k, v = past.extend(k, v)
+        return self.out(self._attend(q, k, v, present, causal=self.causal and not start))
 
 
 class CrossAttention(Attention):
-    """x (B, T, D) sees memory (B, S, D), where it is `present` (B, S) -> (B, T, D)."""
+    """x (B, T, D) sees memory (B, S, D), where it is `present` (B, S) -> (B, T, D). With `past` the memory is looked at
+    in the first call alone."""
 
     def __init__(self, d_model: int, n_heads: int, *, dropout: float = 0.0, bias: bool = True) -> None:
         super().__init__(d_model, n_heads, dropout=dropout)
@@ -89,16 +118,26 @@ class CrossAttention(Attention):
         self.key_value.matrices = 2  # type: ignore[assignment]
         self.out = role("residual", nn.Linear(d_model, d_model, bias=bias))
 
-    def forward(self, x_BxTxD: Tensor, memory_BxSxD: Tensor, present: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_BxTxD: Tensor, memory_BxSxD: Tensor, present: Tensor | None = None, past: Past | None = None
+    ) -> Tensor:
         (q,) = self._heads(self.query(x_BxTxD), 1)
-        k, v = self._heads(self.key_value(memory_BxSxD), 2)
+        if past is not None and past.keys is not None and past.values is not None:
+            k, v = past.keys, past.values
+        else:
+            k, v = self._heads(self.key_value(memory_BxSxD), 2)
+            if past is not None:
+                past.extend(k, v)
         return self.out(self._attend(q, k, v, present))
 
 
-def rotate(x_BxHxTxK: Tensor, base: float = 10_000.0) -> Tensor:
-    """Turn each pair (x_i, x_{i+K/2}) at position t by the angle t base^(-2i/K) (arXiv 2104.09864)."""
+def rotate(x_BxHxTxK: Tensor, base: float = 10_000.0, *, start: int = 0) -> Tensor:
+    """Turn each pair (x_i, x_{i+K/2}) at position t by the angle t base^(-2i/K) (arXiv 2104.09864). The first position
+    is `start`."""
     T, K = x_BxHxTxK.shape[-2:]
-    cos_TxK2, sin_TxK2 = rotations(T, K, base, x_BxHxTxK.device, x_BxHxTxK.dtype)
+    length = 1 << (start + T - 1).bit_length()  # few tables for all lengths
+    cos_LxK2, sin_LxK2 = rotations(length, K, base, x_BxHxTxK.device, x_BxHxTxK.dtype)
+    cos_TxK2, sin_TxK2 = cos_LxK2[start : start + T], sin_LxK2[start : start + T]
     first, second = x_BxHxTxK.chunk(2, dim=-1)
     return torch.cat([first * cos_TxK2 - second * sin_TxK2, first * sin_TxK2 + second * cos_TxK2], dim=-1)
 

@@ -4,13 +4,13 @@ A site is a named place in a model: `blocks.3.attention`, `blocks.3.cross`, `blo
 block's sites a sublayer stands, with its norms around it as the placement says.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from ticks.arguments import at_least, one_of, share
-from ticks.models.attention import CrossAttention, SelfAttention
+from ticks.models.attention import CrossAttention, Past, SelfAttention
 from ticks.models.ffn import FeedForward
 from ticks.models.initialise import initialise
 from ticks.models.norm import LayerNorm
@@ -18,6 +18,7 @@ from ticks.models.placement import Norm, Placement, Pre
 from ticks.models.position import POSITIONS, positions
 
 Adapter = Callable[[int], nn.Module]
+BlockPast = tuple[Past, Past]  # of a block's attention, and of its attention to another sequence
 
 
 class Block(nn.Module):
@@ -65,11 +66,15 @@ class Block(nn.Module):
         present: Tensor | None = None,
         memory: Tensor | None = None,
         memory_present: Tensor | None = None,
+        past: BlockPast | None = None,
     ) -> Tensor:
         place = self.placement
-        x_BxTxD = place(x_BxTxD, lambda h: self.dropout(self.attention(h, present)), self.norm1)
+        own, others = past or (None, None)
+        x_BxTxD = place(x_BxTxD, lambda h: self.dropout(self.attention(h, present, own)), self.norm1)
         if memory is not None:
-            x_BxTxD = place(x_BxTxD, lambda h: self.dropout(self.cross(h, memory, memory_present)), self.norm_cross)
+            x_BxTxD = place(
+                x_BxTxD, lambda h: self.dropout(self.cross(h, memory, memory_present, others)), self.norm_cross
+            )
         return place(x_BxTxD, lambda h: self.dropout(self._ffn(h)), self.norm2)
 
     def _ffn(self, h_BxTxD: Tensor) -> Tensor:
@@ -79,11 +84,12 @@ class Block(nn.Module):
 
 class Blocks(nn.ModuleList):
     """Blocks one behind the other: (B, T, D) -> (B, T, D). Where `present` (B, T) is given, the rest is padding;
-    `memory` (B, S, D) is what blocks with cross-attention see, where it is `memory_present` (B, S)."""
+    `memory` (B, S, D) is what blocks with cross-attention see, where it is `memory_present` (B, S). With the `past` of
+    each block a sequence grows by a position per call."""
 
-    def forward(self, x_BxTxD: Tensor, **others: Tensor | None) -> Tensor:
-        for block in self:
-            x_BxTxD = block(x_BxTxD, **others)
+    def forward(self, x_BxTxD: Tensor, *, past: Sequence[BlockPast] | None = None, **others: Tensor | None) -> Tensor:
+        for i, block in enumerate(self):
+            x_BxTxD = block(x_BxTxD, past=None if past is None else past[i], **others)
         return x_BxTxD
 
 
@@ -150,11 +156,11 @@ class Transformer(nn.Module):
         else:
             self.register_buffer(name, table, persistent=False)
 
-    def embed(self, tokens: Tensor, embedding: Callable[[Tensor], Tensor], position: Any) -> Tensor:
-        """Embeddings, with what was added by `add_positions`: (B, T, D)."""
+    def embed(self, tokens: Tensor, embedding: Callable[[Tensor], Tensor], position: Any, *, start: int = 0) -> Tensor:
+        """Embeddings, with what was added by `add_positions`: (B, T, D). The first one's position is `start`."""
         x_BxTxD = embedding(tokens)
         if position is not None:
-            x_BxTxD = x_BxTxD + position[: x_BxTxD.shape[1]]
+            x_BxTxD = x_BxTxD + position[start : start + x_BxTxD.shape[1]]
         return self.dropout(x_BxTxD)
 
     def stacks(self) -> Iterator[Blocks]:
