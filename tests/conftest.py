@@ -22,8 +22,10 @@ os.environ["NETRC"] = os.devnull  # no test finds a key of W&B
 import pytest
 import torch
 
+import ticks.data  # once here, so that forked commands need not
 import ticks.run
-import ticks.train  # noqa: F401 - once here, so that forked commands need not
+import ticks.tasks
+import ticks.train  # noqa: F401
 from tests import marks
 from tests.marks import check_marked, starter
 from tests.spares import Spares, leave, run_python

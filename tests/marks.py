@@ -11,7 +11,7 @@ import os
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,8 +40,7 @@ def mark(item: pytest.Item) -> None:
     fixtures = getattr(item, "_fixtureinfo", None)  # pytest has no other way to ask which function a fixture is
     definitions = fixtures.name2fixturedefs.values() if fixtures is not None else ()
     functions = [getattr(item, "function", None), *(fixture.func for of_name in definitions for fixture in of_name)]
-    seen: set[int] = set()
-    if any(_starts(function, seen) for function in functions):
+    if any(starts(function) for function in functions):
         item.add_marker(pytest.mark.workers)
 
 
@@ -53,19 +52,29 @@ def running(item: pytest.Item) -> Iterator[None]:
     _running = item
     if not _is_marked(item):
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [WITHOUT_TORCH, before]))
-    yield
-    _running = None
-    os.environ["PYTHONPATH"] = before
+    try:
+        yield
+    finally:
+        _running = None
+        os.environ["PYTHONPATH"] = before
 
 
 def _is_marked(item: pytest.Item) -> bool:
     return item.get_closest_marker("workers") is not None
 
 
+@cache
+def starts(function: Any) -> bool:
+    """Whether a test or a fixture comes to a starter."""
+    return _starts(function, set())
+
+
 def _starts(thing: Any, seen: set[int]) -> bool:
     """Whether a function or class of the tests, or an instance of one, comes to a starter by names of its module."""
     if isinstance(thing, partial):
         return _starts(thing.func, seen)
+    if isinstance(thing, dict):
+        return any(_starts(value, seen) for value in thing.values())
     thing = inspect.unwrap(thing) if callable(thing) else thing
     if isinstance(thing, types.FunctionType | type) and thing in STARTERS:
         return True

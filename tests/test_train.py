@@ -189,12 +189,11 @@ def test_a_finished_run_can_be_made_longer(one_worker: tuple[Path, str], tmp_pat
 
 BAD_INPUT = {
     "strategy.clock.interval=0": ("interval=0", "at least 1"),
-    "strategy.clock.interval=-1": ("interval=-1", "at least 1"),
     "strategy.clock.interval=1.5": ("strategy.clock.interval=1.5 must be a whole number",),
     "strategy.clock.interval=abc": ("strategy.clock.interval=abc must be a whole number",),
     "trainer.devices=0": ("trainer.devices=0", "at least 1"),
     "data.global_batch_size=7 trainer.devices=2": ("global_batch_size=7", "must be divisible by 2 workers"),
-    "model.n_heads=3": ("n_heads=3", "must divide d_model=32"),
+    "model.n_heads=3": ("n_heads=3", "must divide d_model=128"),
     "data=text data.path=no/such/file.txt": ("no/such/file.txt", "matches no file"),
     "data=text data.path=empty.txt": ("empty.txt", "no text"),
     "data=text": ("path", "not set"),
@@ -218,8 +217,8 @@ BAD_INPUT = {
 @pytest.mark.parametrize("arguments", list(BAD_INPUT))
 def test_bad_input_gets_one_clear_message_before_any_worker_starts(arguments: str, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
-    code, output = run_command(tmp_path, *FAST, *arguments.split())
-    assert code in (1, 2), output
+    code, output = run_command(tmp_path, *arguments.split())
+    assert code == 2, output
     assert "Traceback" not in output
     assert len([line for line in output.splitlines() if line.strip()]) == 1, output
     for text in BAD_INPUT[arguments]:

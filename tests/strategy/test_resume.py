@@ -65,12 +65,18 @@ def same(resumed: list[dict], whole: list[dict]) -> None:
         assert mine["ledger"] == theirs["ledger"]
 
 
-@pytest.mark.parametrize("name", list(STRATEGIES))
-@pytest.mark.parametrize("n", [1, 2])
+@pytest.fixture(scope="module", params=[(n, name) for n in (1, 2) for name in STRATEGIES], ids=str)
+def whole_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str, Path, Any]:
+    """How many workers, which strategy, where it has saved after every step, and what its workers ended with."""
+    n, name = request.param
+    directory = tmp_path_factory.mktemp("whole")
+    return n, name, directory, run_workers(n, lambda: train(name, n, directory, every=1))
+
+
 @pytest.mark.parametrize("stop", [3, 5, 13])
-def test_resuming_after_any_step_is_bit_exact(name: str, n: int, stop: int, tmp_path: Path) -> None:
-    whole = run_workers(n, lambda: train(name, n, tmp_path, every=1))
-    resumed = run_workers(n, lambda: train(name, n, tmp_path / "again", resume=str(tmp_path / f"step={stop}.ckpt")))
+def test_resuming_after_any_step_is_bit_exact(stop: int, whole_run: tuple[int, str, Path, Any], tmp_path: Path) -> None:
+    n, name, directory, whole = whole_run
+    resumed = run_workers(n, lambda: train(name, n, tmp_path, resume=str(directory / f"step={stop}.ckpt")))
     same(resumed, whole)
     if n == 2 and name != "ddp" and stop % 5:
         assert not torch.equal(resumed[0]["after"][stop + 1], resumed[1]["after"][stop + 1])
