@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from ticks.arguments import ArgumentError
 from ticks.data import PairFiles
 from ticks.data.pairs import ByLength, Pairs, Sample, padded
 from ticks.data.vocabulary import Symbols
@@ -94,7 +95,7 @@ def test_what_cannot_be_read_is_named_in_a_line(content: str | bytes, message: s
 
 
 def test_what_is_given_must_fit_together(file: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"path='/nowhere.tsv' is no file; give one with a source, a tab"):
+    with pytest.raises(ArgumentError, match=r"path='/nowhere.tsv' is no file; give one with a source, a tab"):
         data("/nowhere.tsv")
     with pytest.raises(ValueError, match="path=None is not set"):
         data()

@@ -25,14 +25,14 @@ class IdxFiles(Images):
     """Batches of images (B, 1, H, W) and labels (B,) from the folder `path`, in which lie train-images-idx3-ubyte,
     train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, each as it is or with .gz.
 
-    The last `val_share` of the train files is for validation. Takes what `Images` takes. FileNotFoundError if a file is
-    missing; ValueError if one is no IDX file of bytes, or they do not belong together.
+    The last `val_share` of the train files is for validation. Takes what `Images` takes. ArgumentError if a file is
+    missing or no IDX file of bytes, or if they do not belong together.
     """
 
     def __init__(self, *, path: str | None, val_share: float = 0.1, **arguments: Any) -> None:
         super().__init__(**arguments)
         if not path:
-            raise ValueError("path is not set: give the folder with the four IDX files, data.path=FOLDER")
+            raise ArgumentError("path", path, "is not set: give the folder with the four IDX files")
         if not is_number(val_share) or not 0 < val_share < 1:
             raise ArgumentError("val_share", val_share, "must be above 0 and below 1")
         self.path = path
@@ -106,7 +106,7 @@ class IdxFiles(Images):
 
     @contextmanager
     def _open(self, split: str, kind: str) -> Iterator[BinaryIO]:
-        """The file's bytes, unpacked. ValueError for what cannot be."""
+        """The file's bytes, unpacked. ArgumentError for what cannot be."""
         file = self.files[split, kind]
         with file.open("rb") as stream:
             packed = stream.read(2) == b"\x1f\x8b"

@@ -11,7 +11,7 @@ from ticks.data.pairs import Pair, PairData, split_by_source
 class PairFiles(PairData):
     """The lines of `path`, split by a hash of the source, or those of `train`, `val` and, if there is one, `test`.
 
-    Takes what `PairData` takes. FileNotFoundError, ValueError or ArgumentError name what cannot be read.
+    Takes what `PairData` takes. ArgumentError names what cannot be read.
     """
 
     def __init__(
@@ -42,13 +42,11 @@ class PairFiles(PairData):
 
 
 def read(argument: str, file: str) -> list[Pair]:
-    """The pairs of a file; empty lines are left out. FileNotFoundError, or ValueError that names the line."""
+    """The pairs of a file; empty lines are left out. ArgumentError that names the line."""
     path = Path(os.path.expanduser(file))
     if not path.is_file():
         here = "" if path.is_absolute() else f" in {Path.cwd()}"
-        raise FileNotFoundError(
-            f"{argument}={file!r} is no file{here}; give one with a source, a tab and a target a line"
-        )
+        raise ArgumentError(argument, file, f"is no file{here}; give one with a source, a tab and a target a line")
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
