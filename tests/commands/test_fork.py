@@ -20,7 +20,7 @@ from ticks.config import ConfigError
 NEW, OTHER = f"my_{NAME}", f"your_{NAME}"
 MODULES = "|".join(path.stem for path in (REPOSITORY / "src" / "ticks").iterdir())
 NEEDS_GIT = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
-PARTS = ("tests/test_house.py", "tests/models", "tests/commands/in_a_fork.py")
+PARTS = ("tests/test_house.py", "tests/models/test_adapter.py", "tests/commands/in_a_fork.py")
 
 
 def git(place: Path, *arguments: str) -> str:
@@ -64,7 +64,7 @@ def run_in(place: Path, tmp_path: Path, *command: str) -> subprocess.CompletedPr
     """`python COMMAND` in the fork, where the package that it came from cannot be imported."""
     (tmp_path / "gone").mkdir()
     (tmp_path / "gone" / f"{NAME}.py").write_text("raise ImportError('the package of before')\n")
-    path = os.pathsep.join([str(tmp_path / "gone"), str(place / "src")])
+    path = os.pathsep.join([str(tmp_path / "gone"), str(place / "src"), os.environ.get("PYTHONPATH", "")])
     env = os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run([sys.executable, *command], cwd=place, env=env, capture_output=True, text=True, timeout=200)
 
@@ -140,8 +140,9 @@ def test_its_first_commit_holds_all_of_it(forked: tuple[Path, str]) -> None:
 # ---- what it does -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.workers
 def test_a_part_of_its_own_suite_passes(forked: tuple[Path, str], tmp_path: Path) -> None:
-    done = run_in(forked[0], tmp_path, "-m", "pytest", "-p", "no:cacheprovider", "--durations=0", *PARTS)
+    done = run_in(forked[0], tmp_path, "-m", "pytest", "-p", "no:cacheprovider", "-o", "addopts=", *PARTS)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
