@@ -33,6 +33,7 @@ from ticks.record.metrics import MetricsFile
 
 torch.set_num_threads(1)
 REPOSITORY = Path(__file__).parent.parent
+NAME = MetricsFile.__module__.partition(".")[0]  # the package's, which a fork changes
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -152,6 +153,7 @@ class Command:
         check_marked()
         self.directory = directory
         self.output_file = directory / f"output-{len(list(directory.glob('output-*.txt')))}.txt"
+        self.output_file.touch()  # the next one has another
         arguments_and_env = (directory, arguments, program, env or {}, self.output_file, configs, fresh)
         self.process = mp.get_context("fork").Process(target=_command, args=arguments_and_env)
         self.process.start()
@@ -253,6 +255,21 @@ def run_command(directory: Path, *arguments: str, seconds: float = 90.0, **optio
     """Exit code and output of a command that ends by itself."""
     command = Command(directory, *arguments, **options)
     return command.end(seconds), command.output
+
+
+def run_forked(n: int, directory: Path, *arguments: str) -> tuple[int, str]:
+    """Exit code and output of `python train.py ARGS` with n workers that are forked here, as if torchrun had started
+    them: sooner than to let the command start them, which import torch first."""
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(n), "NODE_RANK": "0"}
+    commands = [
+        Command(
+            directory, *arguments, f"trainer.devices={n}",
+            env=environment | {"LOCAL_RANK": str(rank), "RANK": str(rank)} if n > 1 else {},
+        )
+        for rank in range(n)
+    ]  # fmt: skip
+    codes = [command.end() for command in commands]
+    return max(codes), "".join(command.output for command in commands)
 
 
 def only_run(directory: Path) -> Path:

@@ -1,7 +1,8 @@
-"""docs/tasks.md, done: its files are written, its command is run."""
+"""docs/tasks.md and docs/examples, done: files are written, commands and scripts are run."""
 
 import json
 import re
+import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -41,8 +42,15 @@ def test_the_rules_of_the_page_are_rules(tmp_path: Path) -> None:
     assert command.end() == 0, command.output
     command = Command(tmp_path, "debug=fast", "parameter_groups=[{match: nowhere}]")
     assert command.end() == 2
-    assert command.output.startswith("error: parameter_groups: ['nowhere'] match no parameter")
+    assert command.output.startswith("error: parameter_groups=['nowhere'] match no parameter")
     command = Command(tmp_path, "debug=fast", "parameter_groups=[{mtch: norm}]")
     assert command.end() == 2
     assert command.output.startswith("error: parameter_groups[0]={'mtch': 'norm'}: ")
     assert command.output.rstrip().endswith("a rule has match, weight_decay, lr_factor")
+
+
+def test_the_regression_ends_beside_or_at_the_least_squares_solution(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(REPOSITORY / "docs" / "examples" / "linear_regression.py"), run_name="__main__")
+    exact, beside, at = (line.split(" w = ")[1].split(",")[0] for line in capsys.readouterr().out.splitlines())
+    assert at == exact  # to twelve digits
+    assert abs(float(beside) - float(exact)) > 0.01

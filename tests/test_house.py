@@ -11,7 +11,7 @@ from tests.conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "src" / "ticks"
 NAME = PACKAGE.name
-EVERYBODYS = {"arguments"}  # what any room may use: the standard library alone
+EVERYBODYS = {"arguments", "agreement"}  # what any room may use: the standard library alone
 MAY_KNOW = {  # besides itself
     "data": {"contract"},
     "models": set(),
@@ -22,6 +22,7 @@ MAY_KNOW = {  # besides itself
     "report": {"record", "config"},
     "config": set(),
 }
+PLAIN_MISTAKES = ("ValueError", "TypeError", "LookupError", "FileNotFoundError")
 PLAIN = ("data", "models", "optim", "tasks", "strategy")  # never see a config object
 
 
@@ -62,9 +63,28 @@ def test_what_computes_never_sees_a_configuration(room: str) -> None:
         assert not known & {"hydra", "omegaconf"}, file
 
 
+@pytest.mark.parametrize("room", [*PLAIN, "record"])
+def test_a_mistake_that_names_an_argument_is_an_argument_error(room: str) -> None:
+    """So that nobody has to read it out of the message: `raise ValueError(f"lr={lr} must ...")` is not to be found."""
+    for file in files(room):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in PLAIN_MISTAKES and node.args:
+                assert not re.match(r"""f?["'](?:\w+|\{\w+\})=""", ast.unparse(node.args[0])), f"{file}:{node.lineno}"
+
+
 def test_models_work_without_lightning() -> None:
     for file in files("models"):
         assert not {module.split(".")[0] for module, _ in imports(file)} & {"lightning", "torchmetrics", "wandb"}, file
+
+
+def test_what_is_written_can_be_read_at_one_sitting() -> None:
+    """A longer one has a part with a name of its own."""
+    most = {ast.ClassDef: 300, ast.FunctionDef: 60, ast.AsyncFunctionDef: 60}
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, tuple(most)):
+                lines = (node.end_lineno or 0) - min([node.lineno, *(d.lineno for d in node.decorator_list)]) + 1
+                assert lines <= most[type(node)], f"{file}: {node.name} has {lines} lines"
 
 
 def test_no_private_name_of_one_room_is_used_in_another() -> None:
@@ -91,3 +111,12 @@ def test_the_packages_own_name_decides_nothing() -> None:
     decides = re.compile(rf"""(?:startswith|version|==|\bin)\s*\(?["']{NAME}["'.]""")
     for file in PACKAGE.rglob("*.py"):
         assert not decides.search(file.read_text()), file
+
+
+def test_the_packages_own_name_is_asked_for() -> None:
+    """`__name__` knows it, `NAME` in tests: written as a bare word it is not told from the strategy's in a fork."""
+    written = re.compile(
+        rf"""(?:startswith|version|getLogger|import_module|find_spec|modules\.get)\(["']{NAME}\.?["']"""
+    )
+    for file in [*PACKAGE.rglob("*.py"), *(REPOSITORY / "tests").rglob("*.py")]:
+        assert not written.search(file.read_text()), file

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from tests.conftest import REPOSITORY
+from tests.conftest import NAME, REPOSITORY
 from ticks import strategy
 from ticks.config import ConfigError, check_sweep
 
@@ -87,6 +87,10 @@ def test_what_the_package_imports_is_a_dependency_or_of_an_extra_it_names_where_
             where for where, has, late in foreign(file) if not has & (names(CORE) | optional if late else names(CORE))
         ]
     assert missing == []
+
+
+def test_the_package_says_the_version_that_is_declared() -> None:
+    assert importlib.import_module(NAME).__version__ == PROJECT["version"]
 
 
 def test_what_the_tests_import_is_declared() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, only_run, run_command
+from tests.conftest import NAME, REPOSITORY, only_run, run_command
 from ticks.config import compose_strictly
 
 README = (REPOSITORY / "README.md").read_text()
@@ -57,7 +57,7 @@ def test_every_model_of_the_table_composes() -> None:
 
 def test_every_command_is_known_here() -> None:
     """A command added to the README must be added to the tests below."""
-    known = ("make ", "python train.py", ".venv/bin/python train.py", "ticks ", "wandb sweep ")
+    known = ("make ", "python train.py", ".venv/bin/python train.py", f"{NAME} ", "wandb sweep ")
     assert [c for c in COMMANDS if c and not c.startswith(known)] == []
 
 
@@ -77,9 +77,9 @@ def test_the_readmes_commands_run(tmp_path: Path) -> None:
             assert "starting a new one" in output
         elif program == "python":
             code, output = run_command(tmp_path, *rest[1:], *(SMALL if "-m" in rest else ()))
-        elif program == "ticks" and rest[0] != "sweep":
-            code, output = run_command(tmp_path, *rest, program="ticks")
-        elif program in ("ticks", "wandb"):
+        elif program == NAME and rest[0] != "sweep":
+            code, output = run_command(tmp_path, *rest, program=NAME)
+        elif program in (NAME, "wandb"):
             from ticks.commands.sweep import combinations
 
             code = 0 if len(combinations(REPOSITORY / rest[1])) > 1 else 1

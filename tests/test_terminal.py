@@ -66,13 +66,14 @@ def test_streams_that_were_closed_stay_closed_and_no_file_takes_their_number(tmp
 
 
 def test_tables_are_drawn_with_what_the_encoding_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ticks.record.result import show_result
+    from ticks.record.result import result_rows, show_result
 
     about = dict.fromkeys(summary.KEYS) | {"strategy": "ticks", "steps": 1, "ticks": 1, "world_size": 1}
     for encoding, line in (("latin-1", "-----"), ("utf-8", "─────")):
         stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace")
         monkeypatch.setattr(sys, "stdout", stream)
-        show_result(about, measures=[], before={}, baselines={}, ddp_bytes=None, measuring_bytes=0, shown="grün π")
+        rows = result_rows(about, measures=[], before={}, baselines={}, ddp_bytes=None, measuring_bytes=0)
+        show_result(about, rows, shown="grün π")
         stream.flush()
         drawn = stream.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
         assert line in drawn

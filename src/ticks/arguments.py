@@ -5,8 +5,9 @@ share(dropout=dropout)                              ArgumentError: dropout=1.5 m
 one_of(("learned", "rotary"), position=position)    ArgumentError: position='x' is unknown; known: learned, rotary
 """
 
-import math
+import sys
 from collections.abc import Iterable
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -24,13 +25,19 @@ class ArgumentError(ValueError):
         return type(self), (self.argument, self.value, self.valid)
 
 
+def under(path: str, error: BaseException) -> str:
+    """What is said of a mistake in what lies at `path`: "path.argument=value ...", or "path: ..." if none is named."""
+    return f"{path}{'.' if isinstance(error, ArgumentError) else ': '}{error}"
+
+
 def is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
     """Whether it is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    most: Any = sys.float_info.max
+    return isinstance(value, Real) and not isinstance(value, bool) and bool(-most <= value <= most)
 
 
 def at_least(least: int, *, most: int | None = None, of: str = "", **numbers: Any) -> None:
@@ -43,11 +50,12 @@ def at_least(least: int, *, most: int | None = None, of: str = "", **numbers: An
             raise ArgumentError(name, value, f"must be {limits}{of}")
 
 
-def above(least: float, **numbers: Any) -> None:
-    """Finite numbers above `least`."""
+def above(least: float, *, most: float | None = None, of: str = "", **numbers: Any) -> None:
+    """Finite numbers above `least`, up to `most`; `of` is what they count, " seconds" say."""
     for name, value in numbers.items():
-        if not is_number(value) or value <= least:
-            raise ArgumentError(name, value, f"must be a finite number above {least:g}")
+        if not is_number(value) or value <= least or (most is not None and value > most):
+            limit = "" if most is None else f" and at most {most}"
+            raise ArgumentError(name, value, f"must be a finite number{' of' * bool(of)}{of} above {least:g}{limit}")
 
 
 def not_negative(**numbers: Any) -> None:

@@ -8,6 +8,8 @@ Data is a LightningDataModule. It may say
     tokens_per_step         None where there are no tokens
     baselines()             by measure, what a far simpler method reaches: {"accuracy": {"majority": 0.237}}
     notes()                 lines that a person should read before training
+    recall(state)           take from what state_dict() returned in an earlier run what decides the shape (a tokenizer),
+                            before the shape is asked
 
 A task is a LightningModule. It may say
     measures                by what it is judged, the first one being its headline: (name, label, better, digits) each,

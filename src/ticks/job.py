@@ -23,7 +23,7 @@ KEPT = {
     "fit": ("data", "model", "task", "optimizer", "schedule", "parameter_groups", "seed"),
     "eval": ("model",),
 }  # what cannot change once a run has begun
-HARMLESS = ("data.num_workers", "data.eval_batch_size", "task.sample_bytes", "task.sample_prompt")
+HARMLESS = ("data.num_workers", "data.eval_batch_size", "model.compile", "task.sample_bytes", "task.sample_prompt")
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,8 @@ def modernised(config: DictConfig) -> DictConfig:
         config.optimizer = {"_target_": "ticks.optim.adamw", "_partial_": True, **optimizer}
         config.schedule = {"_target_": "ticks.optim.WarmupCosine", **schedule}
         config.parameter_groups = []
+    if "model" in config:
+        config.model.setdefault("compile", False)
     return config
 
 

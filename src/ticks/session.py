@@ -176,11 +176,12 @@ class Session:
         """Leave with one line for what is no bug, or for what happened to another worker; return for a stack trace."""
         from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+        from ticks.strategy.checkpoint import CheckpointNotWritten
+        from ticks.strategy.known import NonFiniteLoss
         from ticks.strategy.launch import NoScript
         from ticks.strategy.meeting import NoMeeting
-        from ticks.strategy.strategy import NonFiniteLoss
+        from ticks.strategy.refusals import Refused
         from ticks.strategy.wire import OutOfStep
-        from ticks.strategy.workers import CheckpointNotWritten, Refused
 
         if isinstance(error, NonFiniteLoss | CheckpointNotWritten):
             self._fail(error, 1, all_know=True)

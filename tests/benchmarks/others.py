@@ -32,7 +32,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from tests.benchmarks.network.measure import Job, Meter, Steps, fit
 from tests.benchmarks.network.workers import Report
-from ticks.run import parts
+from ticks.assemble import parts
 
 FRAGMENTS = 4
 LIGHTHOUSE_PORT = 29400

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from ticks.models import DecoderTransformer
 from ticks.strategy import DDP, Sync, TickStrategy, Wire
+from ticks.strategy.rounds import Rounds
 
 
 class OnlyParameters(LightningModule):
@@ -42,24 +43,24 @@ def quiet_trainer(strategy: TickStrategy | DDP, workers: int, **options: Any) ->
     return Trainer(accelerator="cpu", devices=workers, strategy=strategy, **(defaults | options))
 
 
-class TimedTicks(TickStrategy):
+class TimedRounds(Rounds):
     """Beside every tick, before it and after it in turn, a bare all-reduce of as many numbers."""
 
-    def __init__(self, sync: Sync, wire: Wire) -> None:
-        super().__init__(interval=1, sync=sync, wire=wire)
+    def __init__(self, trainee: TickStrategy) -> None:
+        super().__init__(trainee)
         self.seconds: list[tuple[float, float]] = []  # of the tick, of the bare all-reduce
         self.gradient_seconds = 0.0
         self._message: Tensor | None = None  # kept, as the tick's is: fresh memory is slower
 
-    def _average_gradients(self) -> None:
+    def _average_gradients(self, gradients: Any) -> None:
         dist.barrier()
         start = time.perf_counter()
-        super()._average_gradients()
+        super()._average_gradients(gradients)
         self.gradient_seconds = time.perf_counter() - start
 
     def _close_round(self) -> None:
         if self._message is None:
-            self._message = torch.full((self._exchange.buffer().all.numel(),), 0.0)  # type: ignore[union-attr]
+            self._message = torch.full((self.exchange.laid_out().flat.all.numel(),), 0.0)  # type: ignore[union-attr]
         measured = {}
         actions = {"tick": super()._close_round, "bare": lambda: dist.all_reduce(self._message)}
         for name in actions if self.step % 2 else reversed(actions):
@@ -72,6 +73,7 @@ class TimedTicks(TickStrategy):
 
 def time_ticks(workers: int, sync: Sync, wire: Wire, ticks: int, **options: Any) -> list[tuple[float, float]]:
     """Seconds of each tick but the last and of the all-reduce beside it, on this worker."""
-    strategy = TimedTicks(sync, wire)
+    strategy = TickStrategy(interval=1, sync=sync, wire=wire)
+    strategy._rounds = rounds = TimedRounds(strategy)
     quiet_trainer(strategy, workers, max_steps=ticks + 1, **options).fit(OnlyParameters())
-    return strategy.seconds[:-1]
+    return rounds.seconds[:-1]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from tests.conftest import REPOSITORY, only_run, run_command
+from tests.conftest import NAME, REPOSITORY, only_run, run_command
 from ticks.commands import COMMANDS, main
 from ticks.config import compose_strictly
 
@@ -23,7 +23,7 @@ def ticks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ticks", *arguments])
+        monkeypatch.setattr(sys, "argv", [NAME, *arguments])
         code = 0
         try:
             main()
@@ -48,7 +48,7 @@ def run_without_checkpoint(tmp_path: Path) -> Path:
 def test_without_a_command_the_help_names_them_all(ticks, arguments: list[str]) -> None:
     code, out, _ = ticks(*arguments)
     assert code == 0
-    assert all(f"ticks {command}" in out for command in COMMANDS)
+    assert all(f"\n  {command} " in out for command in COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -57,9 +57,9 @@ def test_every_command_tells_its_usage_its_options_and_an_example(ticks, command
     (code, out, _), *others = texts
     assert others == texts[1:] == [texts[0]] * 2
     assert code == 0
-    assert out.startswith(f"Usage: ticks {command} ")
-    assert f"Example: ticks {command} " in out
-    assert max(map(len, out.splitlines())) <= 80
+    assert out.startswith(f"Usage: {NAME} {command} ")
+    assert f"Example: {NAME} {command} " in out
+    assert max(map(len, out.splitlines())) <= 75 + len(NAME)
     source = inspect.getsource(import_module(f"ticks.commands.{command}")).rpartition('"""')[2]
     given = re.search(r"split\(arguments, (.*)\)\n", source)
     for option, default in re.findall(r'(\w+)=(None|"[^"]*")', given[1] if given else ""):

@@ -1,5 +1,6 @@
 """Every YAML file composes and builds, and every mistake gets one message that names it and what would be valid."""
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 
 from tests.conftest import REPOSITORY, run_command
+from ticks.assemble import parts
 from ticks.config import (
     ConfigError,
     build,
@@ -28,7 +30,6 @@ from ticks.config import (
     with_home_directory,
 )
 from ticks.record import summary
-from ticks.run import parts
 from ticks.run_directory import find_unfinished
 from ticks.strategy.workers import WorkerStrategy
 
@@ -63,10 +64,21 @@ def configs(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def text_file(tmp_path: Path) -> Path:
-    file = tmp_path / "text.txt"
-    file.write_text("".join(f"Sentence {i} of a text.\n\n" for i in range(2000)))
-    return file
+def files(tmp_path: Path) -> dict[str, Path]:
+    """What is given as data.path: a text, pairs, a table, and a folder of 20 black images of 4 x 4 pixels per split."""
+    written = {
+        "text.txt": "".join(f"Sentence {i} of a text.\n\n" for i in range(2000)),
+        "pairs.tsv": "".join(f"{i}\t{i + 1}\n" for i in range(300)),
+        "table.csv": "text,label\n" + "".join(f"row {i},{i % 2}\n" for i in range(200)),
+    }
+    for name, text in written.items():
+        (tmp_path / name).write_text(text)
+    (folder := tmp_path / "idx").mkdir()
+    for split in ("train", "t10k"):
+        sizes = b"".join(n.to_bytes(4, "big") for n in (20, 4, 4))
+        (folder / f"{split}-images-idx3-ubyte").write_bytes(bytes([0, 0, 8, 3]) + sizes + bytes(20 * 4 * 4))
+        (folder / f"{split}-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1]) + sizes[:4] + bytes([0, 1] * 10))
+    return {f"data={name.partition('.')[0]}": tmp_path / name for name in (*written, "idx")}
 
 
 def messages(error: pytest.ExceptionInfo[ConfigError]) -> str:
@@ -75,19 +87,35 @@ def messages(error: pytest.ExceptionInfo[ConfigError]) -> str:
     return text
 
 
-ON_DIGITS = ("data=digits", "model=mlp", "task=classification")  # which belong together
+TOGETHER = (  # data, model and task that belong together, and what can stand in their places
+    ("data=digits", "model=mlp", "task=classification", "data=idx", "data=mnist", "data/augment=", "model=vit"),
+    ("data=topics", "model=encoder", "task=classification", "data=table"),
+    ("data=pairs", "model=encoder_decoder", "task=transcription", "task=sequence_to_sequence", "data=cmudict",
+     "data=bible"),
+)  # fmt: skip
+
+
+def with_what_belongs_to_it(choice: list[str]) -> list[str]:
+    group, _, name = choice[0].partition("=") if choice else ("", "", "")
+    for kind in TOGETHER:
+        if f"{group}={name}" in kind or f"{group}=" in kind:
+            return [other for other in kind[:3] if other.partition("=")[0] != group] + choice
+    return list(choice)
+
 
 # ---- every file ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("choice", choices(), ids=lambda choice: choice[0] if choice else "train.yaml")
 def test_every_yaml_builds_what_it_describes(
-    choice: list[str], tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+    choice: list[str], files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overrides = [*choice, f"data.path={text_file}"] if choice == ["data=text"] else choice
-    of_digits = bool(choice) and choice[0] in ON_DIGITS
-    overrides = [*ON_DIGITS] if of_digits else overrides
-    own_sizes = of_digits or any(o.startswith(("experiment", "debug")) for o in choice)
+    overrides = with_what_belongs_to_it(choice)
+    of_data = next((override for override in overrides if override.startswith("data=")), "")
+    overrides += [f"data.path={files[of_data]}"] if of_data in files else []
+    overrides += ["data.text=text", "data.label=label"] if of_data == "data=table" else []
+    own_sizes = "model=mlp" in overrides or "model=vit" in overrides
+    own_sizes = own_sizes or any(o.startswith(("experiment", "debug")) for o in choice)
     tiny = ["trainer.devices=1"] if own_sizes else [*TINY]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -110,7 +138,11 @@ def test_every_yaml_builds_what_it_describes(
     )
     assert isinstance(trainer, Trainer)
     data.prepare_data()
-    if "n_classes" in data.shape:
+    if "target_vocab_size" in data.shape:
+        batch = data.collate(data.samples("val")[:3])
+        logits_BxTxV = task(batch["source"], batch["target"][:, :-1])
+        assert logits_BxTxV.shape == (3, batch["target"].shape[1] - 1, data.shape["target_vocab_size"])
+    elif "n_classes" in data.shape:
         assert task(data.datasets["val"][0][0][None]).shape == (1, data.shape["n_classes"])
     else:
         assert data.load().n_bytes["train"] > config.data.block_size
@@ -160,13 +192,16 @@ def test_a_seed_of_zero_is_respected() -> None:
         (["model=ln_ticks", "model.adapter.widht=3"], "did you mean 'width'? valid: _partial_, _target_, activation"),
         (["strategy=ddp", "strategy.clock.interval=3"], "valid: _target_, hang_seconds, heartbeat_seconds"),
         (["strategy=ddp", "strategy/wire=int8"], "strategy/wire=int8 chooses nothing: strategy=ddp has no wire"),
-        (["data.path=book.txt"], "unknown key 'data.path' (value 'book.txt'); data=text has it; valid: _target_"),
+        (
+            ["data.path=book.txt"],
+            "unknown key 'data.path' (value 'book.txt'); data=idx and data=text have it; valid: _target_",
+        ),
         (["model.adapter.width=3"], "model.adapter is null here; model/adapter can be: none, ticks"),
         (["strategy=tick"], "strategy=tick is unknown; did you mean 'ticks'? valid: accumulate, adacomm, ddp,"),
         (["model/norm=layernorm"], "model/norm=layernorm is unknown; did you mean 'layer_norm'? valid: layer_norm, no"),
         (["debug=fats"], "debug=fats is unknown; did you mean 'fast'? valid: fast"),
         (["experiment=bbc"], "experiment=bbc is unknown; valid: "),
-        (["data=null"], "data=null is unknown; valid: bbc, digits, text"),
+        (["data=null"], "data=null is unknown; valid: bbc, bible, cmudict, digits, idx, mnist, pairs, table, text"),
         (["model/norm=null"], "model/norm=null is unknown; valid: layer_norm, none, rms_norm"),
         (["strategy=base"], "strategy has no _target_: choose one of its files, strategy=NAME"),
         (["~model"], "~model: a run needs one: model=ln, "),
@@ -206,7 +241,7 @@ def test_a_seed_of_zero_is_respected() -> None:
         (["trainer.devices=x"], "trainer.devices=x must be a whole number, a list of GPUs, or auto"),
         (["strategy.sync=outer"], "strategy.sync=outer: choose a file with strategy/sync=NAME (accumulate,"),
         (["strategy.clock=8"], "; one of its values: strategy.clock.interval=8"),
-        (["debug=fast", "~data"], "~data: a run needs one: data=bbc, data=digits, data=text"),
+        (["debug=fast", "~data"], "~data: a run needs one: data=bbc, data=digits, data=idx, data=mnist, data=text"),
         (["+callbacks.stop._targt_=a.B"], "did you mean '_target_' instead of '_targt_'?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -346,11 +381,16 @@ def test_an_argument_that_its_target_does_not_take_is_named(override: str, messa
         (["model.n_heads=3"], "model", "model.n_heads=3 must divide d_model=32"),
         (["model.activation=swish"], "model", "model.activation='swish' is unknown; known: gelu, relu, silu"),
         (["model=ln_ticks", "model.adapter.width=0"], "model", "model: width=0 must be at least 1"),
-        (["strategy.clock.interval=0"], "strategy", "strategy.clock.interval=0 must be a whole number of steps"),
-        (["strategy.hang_seconds=0"], "strategy", "strategy.hang_seconds=0 must be above 0"),
+        (["strategy.clock.interval=0"], "strategy", "strategy.clock.interval=0 must be at least 1"),
+        (["strategy.hang_seconds=0"], "strategy", "strategy.hang_seconds=0 must be a finite number of seconds above 0"),
         (["data.block_size=0"], "data", "data.block_size=0 must be at least 1"),
-        (["data=text"], "data", "data: path is not set"),
+        (["data=text"], "data", "data.path=None is not set"),
         (["data=text", "data.path=/nowhere"], "data", "data.path='/nowhere' matches no file"),
+        (
+            ["strategy/optimizer_state=periods", "strategy.optimizer_state.every.exp_avg=0"],
+            "strategy",
+            r"strategy\.optimizer_state\.every\.exp_avg=0 must be at least 1 rounds",
+        ),
         (["trainer.precision=8"], "trainer", "trainer: Precision 8 is invalid"),
     ],
 )
@@ -359,6 +399,21 @@ def test_a_value_that_is_refused_when_built_is_named(overrides: list[str], group
     more = {"vocab_size": 256, "block_size": 32} if group == "model" else {}
     with pytest.raises(ConfigError) as error:
         build(config[group], group, **more)
+    assert re.match(message, str(error.value))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optimizer.lr=-1"], "optimizer.lr=-1 must not be negative"),
+        (["optimizer=sgd", "optimizer.lr=-1"], "optimizer: Invalid learning rate: -1"),  # torch's own words
+        (["parameter_groups=[{match: norm, lr_factor: -1}]"], "parameter_groups[0].lr_factor=-1 must not be negative"),
+        (["parameter_groups=[{match: nowhere}]"], "parameter_groups=['nowhere'] match no parameter"),
+    ],
+)
+def test_what_an_optimizer_refuses_is_named_before_training(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parts(checked(*TINY, *overrides), {})
     assert str(error.value).startswith(message)
 
 

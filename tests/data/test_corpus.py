@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ticks.data.corpus import SPLITS, cache_root, ngram_floors, prepare, split_of
+from tests.conftest import NAME
+from ticks.data.cache import cache_root
+from ticks.data.corpus import SPLITS, ngram_floors, prepare, split_of
 
 
 @pytest.fixture(autouse=True)
@@ -142,9 +144,9 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
     assert cache_root() == Path("/somewhere")
     monkeypatch.delenv("TICKS_CACHE")
-    assert cache_root() == Path("/elsewhere/ticks")
+    assert cache_root() == Path("/elsewhere") / NAME
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_root() == Path.home() / ".cache" / "ticks"
+    assert cache_root() == Path.home() / ".cache" / NAME
     monkeypatch.setenv("TICKS_CACHE", "~/texts")
     assert cache_root() == Path.home() / "texts"
 

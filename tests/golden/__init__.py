@@ -13,13 +13,18 @@ from typing import Any
 
 import torch
 
-from tests.conftest import REPOSITORY, Command, free_port, only_run
+from tests.conftest import REPOSITORY, only_run, run_forked
 from ticks.record.metrics import MetricsFile
 
 FILE = Path(__file__).with_name("losses.json")
 QUIET = ("test=false", "callbacks=none", "logger=csv", "data.seed=0")
-FAST = ("debug=fast", "model.n_layers=4", "task.sample_bytes=0", *QUIET)
+BYTES = ("debug=fast", "model.n_layers=4", "task.sample_bytes=0", *QUIET)
+FAST = (*BYTES, "optimizer=adamw")
 DIGITS = ("experiment=digits_mlp", "debug=fast", *QUIET)
+VIT = ("experiment=digits_vit", "debug=fast", "data/augment=shift_rotate", *QUIET)
+PHONEMES = ("experiment=g2p", "debug=fast", *QUIET)
+TOPICS = ("experiment=topics", "debug=fast", "model.n_layers=2", "model.dropout=0.1", *QUIET)
+OF_OTHER_DATA = ("mlp", "vit", "encoder", "encoder_decoder")  # models with cases of their own
 LOSSES = ("train/loss", "val/loss")
 TOLERANCE = 2e-3  # relative, on another processor or another torch: their last digits differ, and codes with them
 
@@ -31,14 +36,19 @@ def _stems(folder: str) -> list[str]:
 def cases() -> dict[str, tuple[int, tuple[str, ...]]]:
     """By name: how many workers, and which overrides."""
     strategies = {f"strategy={name}": (2, (*FAST, f"strategy={name}")) for name in _stems("strategy")}
-    models = {f"model={name}": (1, (*FAST, f"model={name}")) for name in _stems("model") if name != "mlp"}
-    optimizers = {f"optimizer={name}": (1, (*FAST, f"optimizer={name}")) for name in _stems("optimizer")}
+    models = {f"model={name}": (1, (*FAST, f"model={name}")) for name in _stems("model") if name not in OF_OTHER_DATA}
+    optimizers = {f"optimizer={name}": (1, (*BYTES, f"optimizer={name}")) for name in _stems("optimizer")}
     schedules = {f"schedule={name}": (1, (*FAST, f"schedule={name}")) for name in _stems("schedule")}
     others = {
         "model/norm=none, model/adapter=ticks": (1, (*FAST, "model/norm=none", "model/adapter=ticks")),
         "dropout, accumulation": (2, (*FAST, "model.dropout=0.1", "trainer.accumulate_grad_batches=2")),
         "three workers": (3, (*FAST, "data.global_batch_size=12", "model=ln_ticks")),
         "digits, a perceptron": (2, DIGITS),
+        "digits, a vision transformer": (2, VIT),
+        "mnist, a perceptron": (2, ("experiment=mnist_mlp", "debug=fast", *QUIET)),
+        "phonemes, an encoder-decoder": (2, PHONEMES),
+        "topics, an encoder": (2, TOPICS),
+        "data/tokenizer=bpe": (2, (*FAST, "data/tokenizer=bpe", "data.tokenizer.vocab_size=512")),
     }
     return strategies | models | optimizers | schedules | others
 
@@ -46,18 +56,9 @@ def cases() -> dict[str, tuple[int, tuple[str, ...]]]:
 def measure(name: str, directory: Path) -> dict[str, Any]:
     """Losses of one case by step, and a digest of the parameters that it ends with. Its workers are forked here."""
     n, overrides = cases()[name]
-    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(n), "NODE_RANK": "0"}
-    commands = [
-        Command(
-            directory / str(rank), *overrides, f"trainer.devices={n}",
-            env=environment | {"LOCAL_RANK": str(rank), "RANK": str(rank)} if n > 1 else {},
-        )
-        for rank in range(n)
-        if not (directory / str(rank)).mkdir(parents=True)
-    ]  # fmt: skip
-    for command in commands:
-        assert command.end() == 0, command.output
-    run = only_run(directory / "0")
+    code, output = run_forked(n, directory, *overrides)
+    assert code == 0, output
+    run = only_run(directory)
     rows = MetricsFile(run / "metrics.csv").rows()
     losses = {key: {row["step"]: float(row[key]) for row in rows if row.get(key)} for key in LOSSES}
     state = torch.load(run / "checkpoints" / "final.ckpt", weights_only=True)["state_dict"]

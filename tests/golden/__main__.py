@@ -23,7 +23,7 @@ def main() -> int:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="ticks-golden-") as directory:
         os.environ["TICKS_CACHE"] = f"{directory}/cache"
-        now = {name: measure(name, Path(directory) / str(i)) for i, name in enumerate(track(cases(), "golden"))}
+        now = {name: measure(name, Path(tempfile.mkdtemp(dir=directory))) for name in track(cases(), "golden")}
     if chosen.write:
         FILE.write_text(json.dumps({"machine": machine(), "cases": now}, indent=1) + "\n")
         return 0

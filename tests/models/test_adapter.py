@@ -105,7 +105,7 @@ def test_ticks_are_hidden_units_of_the_ffn() -> None:
 
 @pytest.mark.parametrize("width", [0, -1])
 def test_a_width_below_one_is_refused(width: int) -> None:
-    with pytest.raises(ValueError, match=rf"width={width} must be at least 1.*model/adapter=none"):
+    with pytest.raises(ValueError, match=rf"width={width} must be at least 1"):
         TicksAdapter(8, width=width)
 
 

@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from ticks.models import CausalSelfAttention
-from ticks.models.attention import rotate
+from ticks.models import CrossAttention, SelfAttention
+from ticks.models.attention import Past, rotate
 
 
 @pytest.mark.parametrize("rotary", [False, True])
 def test_attention_equals_the_formula(rotary: bool) -> None:
     torch.manual_seed(0)
-    attention = CausalSelfAttention(8, 2, rotary=rotary)
+    attention = SelfAttention(8, 2, causal=True, rotary=rotary)
     x_TxD = torch.randn(5, 8)
     q, k, v = (part.view(5, 2, 4).transpose(0, 1) for part in attention.qkv(x_TxD).split(8, dim=-1))
     if rotary:
@@ -25,7 +25,7 @@ def test_attention_equals_the_formula(rotary: bool) -> None:
 
 @pytest.mark.parametrize("rotary", [False, True])
 def test_a_later_token_changes_nothing_before_it(rotary: bool) -> None:
-    attention = CausalSelfAttention(8, 2, rotary=rotary)
+    attention = SelfAttention(8, 2, causal=True, rotary=rotary)
     x_BxTxD = torch.randn(1, 6, 8)
     for t in range(6):
         changed = x_BxTxD.clone()
@@ -61,16 +61,16 @@ def test_rotary_turns_the_first_pair_by_one_radian_per_position() -> None:
 
 
 def test_attention_without_positions_does_not_see_the_order() -> None:
-    attention = CausalSelfAttention(8, 2)
+    attention = SelfAttention(8, 2, causal=True)
     x_BxTxD = torch.randn(1, 5, 8)
     swapped = x_BxTxD[:, [1, 0, 2, 3, 4]]
     assert torch.allclose(attention(x_BxTxD)[:, 2:], attention(swapped)[:, 2:], atol=1e-6)
-    rotary = CausalSelfAttention(8, 2, rotary=True)
+    rotary = SelfAttention(8, 2, causal=True, rotary=True)
     assert not torch.allclose(rotary(x_BxTxD)[:, 2:], rotary(swapped)[:, 2:], atol=1e-6)
 
 
 def test_dropout_is_for_training_only() -> None:
-    attention = CausalSelfAttention(8, 2, dropout=0.5)
+    attention = SelfAttention(8, 2, causal=True, dropout=0.5)
     x_BxTxD = torch.randn(1, 5, 8)
     assert not torch.equal(attention(x_BxTxD), attention(x_BxTxD))
     attention.eval()
@@ -80,9 +80,66 @@ def test_dropout_is_for_training_only() -> None:
 @pytest.mark.parametrize("n_heads", [0, -2, 3])
 def test_heads_that_do_not_divide_the_width_are_refused(n_heads: int) -> None:
     with pytest.raises(ValueError, match=f"n_heads={n_heads} must divide d_model=8"):
-        CausalSelfAttention(8, n_heads)
+        SelfAttention(8, n_heads)
 
 
 def test_rotary_positions_need_an_even_head_width() -> None:
-    with pytest.raises(ValueError, match=r"even head width.* is 3"):
-        CausalSelfAttention(6, 2, rotary=True)
+    with pytest.raises(ValueError, match="n_heads=2 with rotary positions d_model=6 / n_heads must be even"):
+        SelfAttention(6, 2, rotary=True)
+
+
+def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """softmax(q k^T / sqrt(K)) v over what is seen (B, T, S), each (B, H, T, K)."""
+    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+    return scores.masked_fill(~seen[:, None], -torch.inf).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+def test_every_position_sees_what_it_may(causal: bool, padded: bool) -> None:
+    torch.manual_seed(0)
+    attention, x_BxTxD = SelfAttention(8, 2, causal=causal), torch.randn(2, 5, 8)
+    present = torch.tensor([[True] * 5, [True, True, True, False, False]])
+    seen = torch.ones(2, 5, 5, dtype=torch.bool)
+    seen = seen.tril() if causal else seen
+    seen = seen & present[:, None] if padded else seen
+    q, k, v = attention.qkv(x_BxTxD).view(2, 5, 3, 2, 4).permute(2, 0, 3, 1, 4)
+    expected = attention.out(reference(q, k, v, seen).transpose(1, 2).reshape(2, 5, 8))
+    assert torch.allclose(attention(x_BxTxD, present if padded else None), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_cross_attention_sees_the_other_sequence(padded: bool) -> None:
+    torch.manual_seed(0)
+    attention, x_BxTxD, memory_BxSxD = CrossAttention(8, 2), torch.randn(2, 3, 8), torch.randn(2, 4, 8)
+    present = torch.tensor([[True] * 4, [True, True, False, False]])
+    seen = present[:, None].expand(2, 3, 4) if padded else torch.ones(2, 3, 4, dtype=torch.bool)
+    q = attention.query(x_BxTxD).view(2, 3, 2, 4).transpose(1, 2)
+    k, v = attention.key_value(memory_BxSxD).view(2, 4, 2, 2, 4).permute(2, 0, 3, 1, 4)
+    expected = attention.out(reference(q, k, v, seen).transpose(1, 2).reshape(2, 3, 8))
+    assert torch.allclose(attention(x_BxTxD, memory_BxSxD, present if padded else None), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+def test_position_by_position_it_sees_what_the_whole_sequence_shows_it(rotary: bool) -> None:
+    torch.manual_seed(0)
+    attention, x_BxTxD, past = SelfAttention(8, 2, causal=True, rotary=rotary), torch.randn(2, 7, 8), Past()
+    whole = attention(x_BxTxD)
+    assert torch.allclose(attention(x_BxTxD[:, :3], past=past), whole[:, :3], atol=1e-6)
+    for t in range(3, 7):
+        assert torch.allclose(attention(x_BxTxD[:, t : t + 1], past=past), whole[:, t : t + 1], atol=1e-6)
+    assert len(past) == 7
+
+
+def test_rotations_are_the_same_wherever_a_sequence_begins() -> None:
+    x_BxHxTxK = torch.randn(1, 1, 9, 6)
+    for start in (1, 3, 8):
+        assert torch.allclose(rotate(x_BxHxTxK[:, :, start:], start=start), rotate(x_BxHxTxK)[:, :, start:], atol=1e-6)
+
+
+def test_another_sequence_is_looked_at_once() -> None:
+    attention, x_BxTxD, past = CrossAttention(8, 2), torch.randn(2, 1, 8), Past()
+    first = attention(x_BxTxD, torch.randn(2, 4, 8), past=past)
+    assert torch.equal(attention(x_BxTxD, torch.zeros(2, 4, 8), past=past), first)
+    past.select(torch.tensor([1]))
+    assert torch.allclose(attention(x_BxTxD[1:], torch.zeros(1, 4, 8), past=past), first[1:], atol=1e-6)

@@ -165,7 +165,7 @@ def test_the_ffn_uses_the_named_activation(activation: str, function) -> None:
     [
         ({"n_heads": 3}, "n_heads=3 must divide d_model=8"),
         ({"activation": "swish"}, "activation='swish' is unknown; known: gelu, relu, silu"),
-        ({"position": "sine"}, "position='sine' is unknown; known: learned, rotary"),
+        ({"position": "sine"}, "position='sine' is unknown; known: learned, sinusoidal, rotary"),
         ({"block_size": 0}, "block_size=0 must be at least 1"),
         ({"n_layers": 0}, "n_layers=0 must be at least 1"),
         ({"d_model": 0}, "d_model=0 must be at least 1"),

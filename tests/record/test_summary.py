@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import NAME
 from ticks.record import summary
 
 PROMISED = """
@@ -63,4 +64,4 @@ def test_writing_again_replaces_everything_and_leaves_no_other_file(tmp_path: Pa
 
 
 def test_versions_name_what_decides_the_numbers() -> None:
-    assert {"python", "ticks", "torch", "lightning", "numpy"} <= summary.versions().keys()
+    assert {"python", NAME, "torch", "lightning", "numpy"} <= summary.versions().keys()

@@ -33,6 +33,7 @@ def _runs(run_dir: str, config: dict[str, Any], exit_codes: list[int]) -> list[s
         logger = ours.wandb_logger(run_dir=run_dir, name="a run", tags=["test"], project="trial")
         ours.log_config([logger], config, {"trainer.max_steps": "4"})
         logger.log_metrics({"val/loss": 1.5}, step=step)
+        ours.log_result([logger], [("loss", "2", "1")], shown="a text", picture=picture_in(run_dir))
         ids.append(logger.experiment.id)
         ours.finish(exit_code)
         import wandb
@@ -40,6 +41,13 @@ def _runs(run_dir: str, config: dict[str, Any], exit_codes: list[int]) -> list[s
         assert wandb.run is None
     wandb.teardown()
     return ids
+
+
+def picture_in(run_dir: str) -> Path:
+    from matplotlib.figure import Figure
+
+    Figure(figsize=(1, 1)).savefig(path := Path(run_dir) / "sample.png")
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +85,12 @@ def test_the_resolved_configuration_lies_under_a_key_of_its_own(logged: Any) -> 
 
 def test_metrics_arrive(logged: Any) -> None:
     assert "val/loss" in json.dumps(logged[1][0])
+
+
+def test_the_result_a_sample_and_a_picture_arrive(logged: Any) -> None:
+    summary = logged[1][1]["summary"]
+    found = {name: json.loads(value) if isinstance(value, str) else value for name, value in summary.items()}
+    assert {"result", "sample", "picture"} <= set(found), summary
 
 
 def test_another_directory_is_another_run(tmp_path: Path) -> None:
@@ -212,7 +226,7 @@ def test_what_wandb_refuses_is_a_mistake_and_no_run_without_it(tmp_path: Path, m
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
 def test_a_timeout_that_is_no_time_is_refused(tmp_path: Path, timeout: float) -> None:
-    with pytest.raises(ValueError, match=r"timeout=.* must be a number of seconds above 0"):
+    with pytest.raises(ValueError, match=r"timeout=.* must be a finite number of seconds above 0"):
         ours.wandb_logger(run_dir=str(tmp_path), timeout=timeout)
 
 

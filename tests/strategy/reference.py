@@ -4,7 +4,7 @@
         g_i = gradient(i, t, x_i);  x_i <- inner optimizer(x_i, g_i, lr(t));  and the rule, which acts on all workers
 
 Shapes: N workers, P numbers of one worker (its parameters in their order, flattened), K of them in a fragment, T steps.
-`x_NxP[i]` is worker i. Nothing here imports ticks: tests compare the two.
+`x_NxP[i]` is worker i. Nothing here imports the package: tests compare the two.
 """
 
 from collections.abc import Callable, Mapping, Sequence

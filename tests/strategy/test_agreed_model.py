@@ -30,7 +30,7 @@ class LookAtTheAgreedModel(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         own, step = flat(pl_module), trainer.global_step
-        for message in trainer.strategy._exchange.in_flight:
+        for message in trainer.strategy._rounds.exchange.in_flight:
             if hasattr(message.received, "result"):
                 message.received.result()  # what it says is not said for the agreed model
         traffic().counting = True

@@ -46,7 +46,9 @@ def exchange_of(worker: Any, sync: Sync, wire: Wire | None = None) -> Exchange:
 
 def moments_by_name(exchange: Exchange, worker: Any, name: str) -> dict[str, Tensor]:
     flat = torch.cat([of[name] for of in exchange.sync.moments()])
-    views = exchange.flat.views_of(torch.nn.functional.pad(flat, (0, exchange.flat.all.numel() - flat.numel())))
+    views = exchange.layout.flat.views_of(
+        torch.nn.functional.pad(flat, (0, exchange.layout.flat.all.numel() - flat.numel()))
+    )
     order = {id(tensor): view for tensor, view in zip(exchange.tensors(), views, strict=True)}
     return {n: order[id(p)].clone() for n, p in worker.named_parameters()}
 
@@ -67,7 +69,7 @@ def test_an_outer_optimizer_keeps_what_it_knows_of_parameters_that_go_on(optimiz
         moment = "exp_avg" if optimizer is torch.optim.Adam else "momentum_buffer"
         before = moments_by_name(exchange, worker, moment)
         worker.training = ["layers.1.weight", "layers.2.weight", "layers.3.weight"]  # 0 is frozen, 1 thaws
-        exchange.buffer()
+        exchange.laid_out()
         after = moments_by_name(exchange, worker, moment)
         assert before["layers.2.weight"].any()
         assert torch.equal(after["layers.2.weight"], before["layers.2.weight"])

@@ -15,7 +15,7 @@ from tests.conftest import WorkerError, run_workers
 from tests.strategy.cases import Cases
 from tests.strategy.rules import RULES, STEPPING_LOCALLY, STEPS, TICKS, Probe, case, meet_at_ticks
 from tests.strategy.toys import Stream, flat, trainer_for
-from ticks.strategy.strategy import FIELDS
+from ticks.strategy.facts import FIELDS
 
 CLIP = 0.05
 

@@ -101,7 +101,7 @@ def test_patterns_choose_by_the_first_that_matches() -> None:
     [
         (["layers.0.a", "layers.1.a"], 3, "fragments=3 must be at most 2, the number of layers to share out"),
         (["a", "b"], 3, "fragments=3 must be at most 2"),
-        (["a", "b"], [["a"]], "parameter 'b' matches none of the patterns"),
+        (["a", "b"], [["a"]], "fragments=[['a']]: parameter 'b' matches none of them"),
         (["a", "b"], [["*"], ["c"]], "pattern 'c' matches no parameter; there are a, b"),
         (["a", "b"], [["*"], ["b"]], "nothing would be in fragment 1"),
     ],
@@ -113,5 +113,5 @@ def test_what_cannot_be_shared_out_is_refused(names: list[str], fragments: Any, 
 
 @pytest.mark.parametrize("fragments", [0, -1, []])
 def test_a_number_of_fragments_that_makes_no_sense_is_refused(fragments: Any) -> None:
-    with pytest.raises(ValueError, match="must be a number of at least 1, or a list of lists of patterns"):
+    with pytest.raises(ValueError, match="must be at least 1, or a list of lists of patterns"):
         Streaming(fragments=fragments)

@@ -1,4 +1,4 @@
-"""The launcher, in a project of somebody else: a script that uses nothing of ticks but the strategy."""
+"""The launcher, in a project of somebody else: a script that uses nothing of ours but the strategy."""
 
 import os
 import textwrap
@@ -84,7 +84,7 @@ def test_one_worker_hosts_no_store_and_is_watched_by_no_thread(tmp_path: Path) -
         "    trainer.fit(Net())\n"
         "    print('store', trainer.strategy.launcher.store, dist.get_world_size(), flush=True)\n"
         "    print('hosts', dist.distributed_c10d._get_default_store()._underlying_non_prefix_store, flush=True)\n"
-        "print([thread.name for thread in threading.enumerate() if thread.name.startswith('ticks')])\n"
+        "print([thread.name for thread in threading.enumerate() if thread.name.startswith('ticks-')])\n"
     )
     exit_code, output = run_command(tmp_path, code, program="-c")
     assert exit_code == 0, output

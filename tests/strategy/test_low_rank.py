@@ -238,6 +238,6 @@ def test_a_resumed_wire_goes_on_bit_by_bit_and_a_reset_one_does_not() -> None:
 
 @pytest.mark.parametrize(("rank", "wire"), [(0, None), (1.5, None), (True, None), (4, LowRank(2))])
 def test_a_rank_or_a_wire_for_factors_that_cannot_be_is_refused(rank: Any, wire: Any) -> None:
-    with pytest.raises(ValueError, match=r"rank=(0|1\.5|True) must be|wire=LowRank"):
+    with pytest.raises(ValueError, match=r"rank=(0|1\.5|True) must be|wire='LowRank'"):
         LowRank(rank, wire=wire)
     assert LowRank(4, wire=Int8()).lossy

@@ -43,7 +43,7 @@ from ticks.strategy import (
     TickStrategy,
     Wire,
 )
-from ticks.strategy.strategy import FIELDS
+from ticks.strategy.facts import FIELDS
 from ticks.strategy.wire import ring_bytes
 
 CONFIGS = REPOSITORY / "configs"
@@ -383,7 +383,7 @@ class CountPerStep(pl.Callback):
             self.rounds[strategy.next_tick - strategy.interval] = strategy.interval
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        exchange = getattr(trainer.strategy, "_exchange", None)
+        exchange = trainer.strategy._rounds.exchange if isinstance(trainer.strategy, TickStrategy) else None
         for message in exchange.in_flight if exchange is not None else ():
             if isinstance(message.received, Future):
                 message.received.result()  # so that its calls fall into the step that made them

@@ -21,8 +21,7 @@ from tests.conftest import WorkerError, run_workers
 from tests.faults.damage import plant
 from tests.faults.kept import difference
 from tests.strategy.toys import Snapshots, Stream, Toy, flat, trainer_for
-from ticks.strategy import DDP, Gradients, Outer, Parameters, TickStrategy
-from ticks.strategy import workers as workers_module
+from ticks.strategy import DDP, Gradients, Outer, Parameters, TickStrategy, meeting
 from ticks.strategy.checkpoint import damage, newest_usable, worker_file, workers_directory
 from ticks.strategy.shutdown import Stopped
 
@@ -463,7 +462,7 @@ def failing(directory: Path, alone: bool) -> list[str]:
                 raise ArithmeticError("step 3")
             return super().training_step(batch, batch_idx)
 
-    workers_module.FAILURE_SECONDS = 1.0
+    meeting.FAILURE_SECONDS = 1.0
     saver = ModelCheckpoint(directory, filename="saved", save_on_exception=True)
     own = OnExceptionCheckpoint(directory)
     own.teardown = lambda *_: None

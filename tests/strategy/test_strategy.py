@@ -16,21 +16,23 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from tests.conftest import WorkerError, run_workers
+from tests.conftest import NAME, WorkerError, run_workers
 from tests.strategy.toys import CountInTraining, Snapshots, Stream, Toy, Traffic, flat, trainer_for
+from ticks.arguments import ArgumentError
 from ticks.strategy import (
     DDP,
     FP32,
     Accumulate,
     EverySeconds,
+    EverySteps,
     Gradients,
     Hierarchical,
     Parameters,
     Streaming,
     TickStrategy,
 )
+from ticks.strategy.facts import FIELDS
 from ticks.strategy.flat import digest
-from ticks.strategy.strategy import FIELDS
 from ticks.strategy.wire import ring_bytes
 
 
@@ -418,7 +420,7 @@ def accumulate_unknown() -> list[str]:
     logged: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: logged.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("ticks").addHandler(handler)
+    logging.getLogger(NAME).addHandler(handler)
     trainer_for(TickStrategy(4, sync=Accumulate()), 2, steps=-1, max_epochs=1).fit(Unknown())
     return logged
 
@@ -555,11 +557,22 @@ def test_training_by_epochs_ends_with_a_tick() -> None:
     assert torch.equal(first, second)
 
 
-def test_interval_and_clock_together_are_refused() -> None:
-    from ticks.strategy import EverySteps
-
-    with pytest.raises(ValueError, match="either interval=4 or a clock"):
-        TickStrategy(4, clock=EverySteps(8))
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"interval": 4, "clock": EverySteps(8)}, "interval=4 cannot be given beside a clock"),
+        ({"ddp_steps": -1}, "ddp_steps=-1 must be at least 0 steps"),
+        ({"ddp_steps": True}, "ddp_steps=True must be a whole number of steps, at least 0"),
+        ({"non_finite": "ignore"}, "non_finite='ignore' is unknown; known: error, exclude"),
+        (
+            {"hang_seconds": 1e9},
+            "hang_seconds=1000000000.0 must be a finite number of seconds above 0",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        TickStrategy(**arguments)
 
 
 @pytest.mark.parametrize(

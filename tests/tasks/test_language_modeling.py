@@ -132,9 +132,9 @@ def test_generate_follows_its_seed_and_leaves_the_mode_and_the_random_state_alon
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"sample_bytes": -1}, "sample_bytes=-1 must be a whole number from 0"),
-        ({"sample_bytes": True}, "sample_bytes=True must be a whole number from 0"),
-        ({"bytes_per_token": 0.0}, "bytes_per_token=0.0 must be above 0"),
+        ({"sample_bytes": -1}, "sample_bytes=-1 must be at least 0 and at most 1000000"),
+        ({"sample_bytes": True}, "sample_bytes=True must be a whole number, at least 0"),
+        ({"bytes_per_token": 0.0}, "bytes_per_token=0.0 must be a finite number above 0"),
     ],
 )
 def test_values_that_cannot_be_are_refused(wrong: dict[str, Any], message: str) -> None:

@@ -1,9 +1,10 @@
 """The `ticks` command: what is done with runs after, and around, training.
 
-ticks eval run=RUN_DIR [KEY=VALUE ...]            measure its newest checkpoint
-ticks generate run=RUN_DIR [prompt=TEXT] [...]    continue a text with its model
-ticks report RUN_DIR [RUN_DIR ...] [out=FILE]     compare runs: table and figure
-ticks sweep SWEEP.yaml [KEY=VALUE ...]            run a sweep's whole grid here
+  eval run=RUN_DIR [KEY=VALUE ...]            measure its newest checkpoint
+  fork TARGET [name=NAME]                     copy all this under another name
+  generate run=RUN_DIR [prompt=TEXT] [...]    continue a text with its model
+  report RUN_DIR [RUN_DIR ...] [out=FILE]     compare runs: table and figure
+  sweep SWEEP.yaml [KEY=VALUE ...]            run a sweep's whole grid here
 
 ticks COMMAND --help, or ticks help COMMAND, tells more of each.
 """
@@ -19,7 +20,7 @@ from ticks.strategy.identity import WrongLauncher, check_numbers
 from ticks.terminal import forgive, lost_output
 
 HELP = ("-h", "--help")
-COMMANDS = ("eval", "generate", "report", "sweep")  # each is a module of this package; its docstring is its help
+COMMANDS = ("eval", "fork", "generate", "report", "sweep")  # modules of this package; their docstrings are the help
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ validation and test data, and print it beside what summary.json says.
                 trainer.devices=2: the numbers are the same on any number
                 of workers; test=false leaves the test data out
 
-Example: ticks eval run=logs/runs/2026-01-31_12-00-00_ticks trainer.devices=2
+Example: ticks eval run=logs/runs/RUN trainer.devices=2
 """
 
 from contextlib import chdir

@@ -4,12 +4,13 @@ Continue a text with the model of a run's newest checkpoint.
 
   run=RUN_DIR       the run's directory (required)
   prompt=TEXT       what to continue (default: the run's sample_prompt)
-  bytes=N           how many bytes to generate (default: 400)
-  temperature=T     0 always takes the likeliest byte, 1 samples from the
+  bytes=N           how many bytes to generate, about as many if tokens are
+                    longer (default: 400)
+  temperature=T     0 always takes the likeliest token, 1 samples from the
                     model's distribution (default: 0.8)
   seed=N            of the sampling (default: 0)
 
-Example: ticks generate run=logs/runs/2026-01-31_12-00-00_ticks prompt="Mr "
+Example: ticks generate run=logs/runs/RUN prompt="Mr "
 """
 
 from contextlib import chdir
@@ -31,13 +32,14 @@ def main(arguments: list[str]) -> None:
 
     from ticks.job import resumed_job
     from ticks.run import parts
+    from ticks.tasks.language_modeling import tokens_for
 
     run_dir = run_of(options["run"])
     place, run_dir = started_in(run_dir), run_dir.resolve()
     with chdir(place):
         job = resumed_job(run_dir, [], mode="eval")
         config = OmegaConf.create(job.config)
-        made = parts(config, job.choices)
+        made = parts(config, job.choices, job.checkpoint)
         data: Any = made.data
         task: Any = made.task
         if not hasattr(task, "generate") or not hasattr(data, "encode"):
@@ -45,4 +47,4 @@ def main(arguments: list[str]) -> None:
         checkpoint = torch.load(str(job.checkpoint), map_location="cpu", weights_only=True)
     task.load_state_dict(checkpoint["state_dict"])
     prompt = data.encode((task.sample_prompt if options["prompt"] is None else options["prompt"]) or "\n")
-    print(data.decode(task.generate(prompt, n, temperature=temperature, seed=seed)))
+    print(data.decode(task.generate(prompt, tokens_for(n, data), temperature=temperature, seed=seed)))

@@ -65,6 +65,9 @@ def check_values(config: DictConfig) -> None:
         raise ConfigError(f"test={config.get('test')} must be true or false")
     if not re.fullmatch(r"[\w.+=,-]+", name := str(config.get("name") or "")):
         raise ConfigError(f"name={name} must be a part of a directory's name: letters, digits and . + = , - _")
+    how = (config.get("model") or {}).get("compile", False)
+    if not isinstance(how, bool | str):
+        raise ConfigError(f"model.compile={how} must be true, false or the name of a backend")
     nodes = (config.get("trainer") or {}).get("num_nodes", 1)
     if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 1:
         raise ConfigError(f"trainer.num_nodes={nodes} must be a whole number of at least 1")

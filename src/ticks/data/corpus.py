@@ -6,17 +6,17 @@ are streamed: nothing here needs the corpus in memory. A 0 byte ends each docume
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ticks.data.cache import make_whole, place_of
+
 SPLITS = ("train", "val", "test")
 FORMAT = 1  # raise it when the files' meaning changes: old caches are then prepared again
+CHUNK = 1 << 20  # bytes that are read at once
 FLOOR_SAMPLE = 1 << 24  # bytes of each split from which the n-gram floors are estimated
 
 
@@ -31,16 +31,22 @@ class Corpus:
     floors: dict[str, float]
     duplicates: int = 0
 
+    @property
+    def key(self) -> str:
+        """Another one for other text."""
+        return Path(self.directory).name
+
     def tokens(self, split: str) -> np.ndarray:
         """The split as a read-only memory map of bytes, shape (n_bytes[split],)."""
         return np.memmap(Path(self.directory) / f"{split}.bin", dtype=np.uint8, mode="r")
 
-
-def cache_root() -> Path:
-    """$TICKS_CACHE, else $XDG_CACHE_HOME/ticks, else ~/.cache/ticks."""
-    if root := os.environ.get("TICKS_CACHE"):
-        return Path(os.path.expanduser(root))
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "ticks"
+    def texts(self, split: str) -> Iterator[bytes]:
+        """The documents of a split, one after the other."""
+        rest = b""
+        with (Path(self.directory) / f"{split}.bin").open("rb") as file:
+            while chunk := file.read(CHUNK):
+                *whole, rest = (rest + chunk).split(b"\0")
+                yield from whole
 
 
 def split_of(document: bytes) -> str:
@@ -55,45 +61,10 @@ def prepare(documents: Iterable[bytes], *, identity: str) -> Corpus:
     Exact duplicates are dropped. The folder appears whole or not at all, whoever else prepares it at the same time.
     OSError, which says what to set, if the cache cannot be written.
     """
-    key = hashlib.sha256(f"{FORMAT}:{identity}".encode()).hexdigest()[:16]
-    directory = cache_root() / key
-    if not _is_whole(directory):
-        unread: list[OSError] = []
-        try:
-            _write_whole(_noting(documents, unread), directory)
-        except OSError as error:
-            if error in unread:
-                raise
-            if not _is_whole(directory):
-                raise OSError(
-                    f"the cache of prepared text cannot be written to {directory.parent} ({error.strerror or error}):"
-                    " set the environment variable TICKS_CACHE to a directory that can, with room for all the text"
-                ) from error
+    directory = place_of(f"{FORMAT}:{identity}")
+    make_whole(directory, documents, lambda read, scratch: _write(read, scratch, final=directory), _is_whole)
     about = json.loads((directory / "corpus.json").read_text())
     return Corpus(**(about | {"directory": str(directory)}))  # wherever the cache lies now
-
-
-def _noting(documents: Iterable[bytes], unread: list[OSError]) -> Iterator[bytes]:
-    """The documents; an error of reading them is put into `unread`, to be told from one of writing."""
-    try:
-        yield from documents
-    except OSError as error:
-        unread.append(error)
-        raise
-
-
-def _write_whole(documents: Iterable[bytes], directory: Path) -> None:
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f"{directory.name}-", dir=directory.parent))
-    damaged = scratch.with_name(f"{scratch.name}-damaged")
-    try:
-        _write(documents, scratch, final=directory)
-        if directory.exists() and not _is_whole(directory):  # whoever has it open goes on with what it has
-            os.rename(directory, damaged)
-        os.rename(scratch, directory)
-    finally:
-        for leftover in (scratch, damaged):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _is_whole(directory: Path) -> bool:

@@ -6,14 +6,15 @@ A Feistel network over the smallest even-width binary domain that holds n items,
 
 import numpy as np
 
+from ticks.arguments import at_least
+
 ROUNDS = 4
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd: spreads the bits of a round's input
 
 
 def permute(index: np.ndarray, n: int, *, seed: int) -> np.ndarray:
     """Images of `index` (whole numbers below n, any shape) under the permutation of range(n) chosen by `seed`."""
-    if n < 1:
-        raise ValueError(f"n={n} must be at least 1")
+    at_least(1, n=n)
     half_bits = max(1, ((n - 1).bit_length() + 1) // 2)
     keys = np.random.Generator(np.random.Philox(seed)).integers(0, 2**64, ROUNDS, dtype=np.uint64)
     image = _feistel(index.astype(np.uint64), keys, half_bits)

@@ -41,7 +41,16 @@ class MapData(StepData):
         super().__init__(**arguments)
         self._given = {"train": train, "val": val, "test": test}
         self._loaded: dict[str, Dataset] | None = None
-        self.shape = dict(shape or {})
+        self._shape = dict(shape or {})
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What a model is built for."""
+        return self._shape
+
+    @shape.setter
+    def shape(self, shape: Mapping[str, Any]) -> None:
+        self._shape = dict(shape)
 
     def load(self) -> dict[str, Dataset]:
         """The datasets by split, {"train": ..., "val": ..., "test": ...}."""
@@ -82,10 +91,7 @@ class MapData(StepData):
     def check_splits(self, splits: Sequence[str], world_size: int) -> None:
         """ValueError for one that so many workers cannot be measured on."""
         for split in splits:
-            try:
-                self.eval_batches(split, world_size, 0)
-            except MisconfigurationException as error:
-                raise ValueError(str(error).removeprefix("data: ")) from None
+            self.eval_batches(split, world_size, 0)
 
     def setup(self, stage: str | None = None) -> None:
         _ = self.datasets
@@ -98,9 +104,9 @@ class MapData(StepData):
 
     def eval_batches(self, split: str, world_size: int, worker: int) -> "EvalSamples":
         if split not in self.datasets:
-            raise MisconfigurationException(f"data: there is no {split} dataset: leave it out with test=false")
+            raise ValueError(f"there is no {split} dataset: leave it out with test=false")
         if (n := self._size(self.datasets[split])) < world_size:
-            raise MisconfigurationException(f"data: {n} {split} samples cannot be measured by {world_size} workers")
+            raise ValueError(f"{n} {split} samples cannot be measured by {world_size} workers")
         return EvalSamples(
             self.datasets[split], self.collate, batch_size=self.eval_batch_size, seed=self.seed, worker=worker,
             world_size=world_size,

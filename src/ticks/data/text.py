@@ -6,7 +6,9 @@ import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from ticks.arguments import ArgumentError
 from ticks.data.bytes import ByteData
 from ticks.data.corpus import Corpus, prepare
 
@@ -27,16 +29,16 @@ ENCODINGS = {
 
 
 class TextFiles(ByteData):
-    """Text files as bytes. `path` is a file, a folder (every text file below it) or a glob ("books/**/*.txt").
+    """Text files. `path` is a file, a folder (every text file below it) or a glob ("books/**/*.txt").
 
     A document is a run of paragraphs of about `document_bytes` bytes (less where the corpus is small, so that each
-    split gets some). FileNotFoundError if nothing matches; ValueError if there is no text in it, or something else.
+    split gets some). ArgumentError if nothing matches, or if there is no text in it, or something else.
     """
 
-    def __init__(self, *, path: str | None, document_bytes: int = 4096, **kwargs: int) -> None:
+    def __init__(self, *, path: str | None, document_bytes: int = 4096, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not path:
-            raise ValueError('path is not set: give a text file, a folder or a quoted glob, data.path="books/*.txt"')
+            raise ArgumentError("path", path, 'is not set: give a text file, a folder or a quoted glob, "books/*.txt"')
         self.path = path
         self.document_bytes = document_bytes
         self.files()  # a missing or empty file is an error now, not after the workers started
@@ -50,17 +52,17 @@ class TextFiles(ByteData):
         place = Path(os.path.expanduser(self.path))
         found, others = _matches(place), []
         if not found:
-            raise FileNotFoundError(f"path={self.path!r} matches no file{_where(place)}")
+            raise ArgumentError("path", self.path, f"matches no file{_where(place)}")
         reasons = {file: reason for file in found if (reason := _why_no_text(file))}
         if place.is_dir():
             found, others = [file for file in found if file not in reasons], list(reasons)
             if not found:
                 file, reason = next(iter(reasons.items()))
-                raise ValueError(f"path={self.path!r}: no text file below this folder; {file} {reason}")
+                raise ArgumentError("path", self.path, f": no text file below this folder; {file} {reason}")
         for file, reason in reasons.items() if not others else ():
-            raise ValueError(f"path={self.path!r}: {file} {reason}")
+            raise ArgumentError("path", self.path, f": {file} {reason}")
         if not any(file.stat().st_size for file in found):
-            raise ValueError(f"path={self.path!r}: no text in {len(found)} file(s), all are empty")
+            raise ArgumentError("path", self.path, f": no text in {len(found)} file(s), all are empty")
         return found, others
 
     def notes(self) -> list[str]:

@@ -8,19 +8,19 @@ function as its base, bit for bit. A scaled parallel adapter is the closest publ
 
 from torch import Tensor, nn
 
+from ticks.arguments import at_least
 from ticks.models.ffn import activation_named
 
 
 class TicksAdapter(nn.Module):
     """scale P s(Q x + r): (..., d_model) -> (..., d_model). Parameters: 2 d_model width + width.
 
-    `width` is k, `scale` multiplies the output. ValueError if width is below 1.
+    `width` is k, `scale` multiplies the output. ArgumentError if width is below 1.
     """
 
     def __init__(self, d_model: int, *, width: int = 16, activation: str = "gelu", scale: float = 1.0) -> None:
         super().__init__()
-        if width < 1:
-            raise ValueError(f"width={width} must be at least 1; for no ticks choose model/adapter=none")
+        at_least(1, width=width)
         self.activation = activation_named(activation)
         self.scale = scale
         self.down = nn.Linear(d_model, width)  # Q and r

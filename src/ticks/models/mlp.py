@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from ticks.arguments import at_least, share
 from ticks.models.ffn import activation_named
 from ticks.models.norm import LayerNorm
 
@@ -11,7 +12,7 @@ from ticks.models.norm import LayerNorm
 class Mlp(nn.Module):
     """W2 s(N(W1 x + b1)) + b2: (B, n_features) -> logits (B, n_classes). An image (B, ...) is flattened first.
 
-    `norm` builds a module from d_model, the width of the hidden layer. ValueError for sizes below 1.
+    `norm` builds a module from d_model, the width of the hidden layer. ArgumentError for sizes below 1.
     """
 
     def __init__(
@@ -25,9 +26,8 @@ class Mlp(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        for name, value in {"n_features": n_features, "n_classes": n_classes, "d_model": d_model}.items():
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
+        at_least(1, n_features=n_features, n_classes=n_classes, d_model=d_model)
+        share(dropout=dropout)
         self.fc1 = nn.Linear(n_features, d_model)
         self.norm = norm(d_model)
         self.activation = activation_named(activation)

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch.optim import AdamW
 
-from ticks.optim.checks import below_one, not_negative
+from ticks.arguments import below_one, not_negative
 
 
 def adamw(
@@ -17,7 +17,7 @@ def adamw(
     eps: float = 1e-8,
     fused: bool = True,
 ) -> AdamW:
-    """One kernel for all parameters; ValueError for numbers that cannot be used."""
+    """One kernel for all parameters; ArgumentError for numbers that cannot be used."""
     not_negative(lr=lr, weight_decay=weight_decay, eps=eps)
     below_one(betas=betas)
     return AdamW(params, lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay, fused=fused)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ticks.optim.checks import not_negative
+from ticks.arguments import ArgumentError, not_negative
 
 MakesOptimizer = Callable[..., Optimizer]
 Schedule = Callable[[int, float], float]
@@ -21,7 +21,7 @@ Schedule = Callable[[int, float], float]
 class Rule:
     """Parameters whose name `match` (a regular expression) finds have this decay, and this factor of the learning rate.
 
-    `weight_decay` None: the optimizer's own on matrices, 0 on vectors. ValueError for numbers that cannot be used.
+    `weight_decay` None: the optimizer's own on matrices, 0 on vectors. ArgumentError for numbers that cannot be used.
     """
 
     match: str
@@ -33,7 +33,7 @@ class Rule:
         try:
             re.compile(self.match)
         except re.error as error:
-            raise ValueError(f"match={self.match!r} is no regular expression: {error}") from None
+            raise ArgumentError("match", self.match, f"is no regular expression: {error}") from None
 
 
 def grouped(
@@ -43,7 +43,7 @@ def grouped(
 
     The first of the `rules` that matches a parameter's name counts; `lr` is what their factors are of. Vectors and
     scalars (biases, norms) do not decay. With `matrices` the weights of linear layers are groups of their own, which
-    say of how many matrices a weight consists. ValueError for a rule that matches nothing.
+    say of how many matrices a weight consists. ArgumentError for a rule that matches nothing.
     """
     chosen = [rule if isinstance(rule, Rule) else Rule(**rule) for rule in rules]
     blocks = {id(m.weight): int(getattr(m, "matrices", 1)) for m in module.modules() if type(m) is nn.Linear}
@@ -64,7 +64,7 @@ def grouped(
         group |= {} if factor == 1.0 else {"lr": lr * factor}
         group |= {"matrices": n} if n else {}
     if unused:
-        raise ValueError(f"parameter_groups: {sorted(rule.match for rule in unused)} match no parameter")
+        raise ArgumentError("parameter_groups", sorted(rule.match for rule in unused), "match no parameter")
     return list(groups.values())
 
 

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from ticks.optim.checks import below_one, not_negative
+from ticks.arguments import below_one, not_negative
 
 
 class Lion(Optimizer):
     """u = sign(b1 m + (1 - b1) g);  p = p - lr (u + decay p);  m = b2 m + (1 - b2) g.
 
-    Its lr is a third to a tenth of Adam's, its decay as much larger. ValueError for numbers that cannot be used.
+    Its lr is a third to a tenth of Adam's, its decay as much larger. ArgumentError for numbers that cannot be used.
     """
 
     def __init__(

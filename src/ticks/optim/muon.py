@@ -7,13 +7,14 @@ learning rate serves both (arXiv 2502.16982; the method: Jordan et al. 2024, kel
 """
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ticks.optim.checks import below_one, not_negative
+from ticks.arguments import at_least, below_one, not_negative
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that pushes singular values towards 1
 
@@ -22,7 +23,7 @@ class Muon(Optimizer):
     """Parameter groups with `matrices` n take their weights (n rows, columns) for n matrices, one below the other;
     groups without are AdamW's. `momentum` is b, `betas` and `eps` are AdamW's.
 
-    ValueError for numbers that cannot be used.
+    ArgumentError for numbers that cannot be used.
     """
 
     wants_matrices = True  # `grouped` tells them apart
@@ -40,8 +41,7 @@ class Muon(Optimizer):
     ) -> None:
         not_negative(lr=lr, weight_decay=weight_decay, eps=eps)
         below_one(momentum=momentum, betas=betas)
-        if newton_schulz_steps < 1:
-            raise ValueError(f"newton_schulz_steps={newton_schulz_steps} must be at least 1")
+        at_least(1, newton_schulz_steps=newton_schulz_steps)
         defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "betas": tuple(betas), "eps": eps}
         super().__init__(params, defaults | {"newton_schulz_steps": newton_schulz_steps, "matrices": 0})
 
@@ -75,7 +75,7 @@ class Muon(Optimizer):
             scale = 0.2 * max(rows // n, columns) ** 0.5
             orthogonal = orthogonalised(stacked, group["newton_schulz_steps"]).view(len(same), rows, columns)
             torch._foreach_mul_(same, 1 - lr * group["weight_decay"])
-            torch._foreach_add_(same, list(orthogonal.to(same[0].dtype).unbind(0)), alpha=-lr * scale)
+            torch._foreach_add_(same, list(orthogonal.unbind(0)), alpha=-lr * scale)
 
     def _adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         if not parameters:
@@ -101,17 +101,29 @@ class Muon(Optimizer):
         torch._foreach_addcdiv_(parameters, means, roots, [-lr / (1 - b1 ** s["step"]) for s in states])
 
 
-def orthogonalised(u_NxRxC: Tensor, steps: int = 5) -> Tensor:
-    """About U V^T of each matrix u = U S V^T, (N, R, C): singular values between 0.7 and 1.2, in float32.
+@cache
+def multiplies_in_bfloat16(device: str) -> bool:
+    """Whether it does so itself, instead of imitating it slowly."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
-    Newton-Schulz: x = a x + b (x x^T) x + c (x x^T)^2 x, started at u over its Frobenius norm.
+
+def orthogonalised(u_NxRxC: Tensor, steps: int = 5) -> Tensor:
+    """About U V^T of each matrix u = U S V^T, (N, R, C): singular values between 0.7 and 1.2.
+
+    Newton-Schulz: x = a x + b (x x^T) x + c (x x^T)^2 x, started at u over its Frobenius norm; in bfloat16, which is
+    enough for it, where the processor multiplies in it, else in float32.
     """
     a, b, c = COEFFICIENTS
     x = u_NxRxC.float()
     if tall := x.shape[-2] > x.shape[-1]:
         x = x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    if multiplies_in_bfloat16(x.device.type):
+        x = x.bfloat16()
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(u_NxRxC.dtype)

@@ -6,7 +6,7 @@ where nobody knows. To add one: a class here with `warmup_steps` and `__call__`,
 
 import math
 
-from ticks.optim.checks import not_negative, share
+from ticks.arguments import ArgumentError, not_negative, share
 
 
 class Constant:
@@ -76,7 +76,7 @@ class InverseSqrt(Constant):
     def __init__(self, *, warmup_steps: int = 100) -> None:
         super().__init__(warmup_steps=warmup_steps)
         if warmup_steps < 1:
-            raise ValueError(f"warmup_steps={warmup_steps} must be at least 1: the root counts from there")
+            raise ArgumentError("warmup_steps", warmup_steps, "must be at least 1: the root counts from there")
 
     def after(self, step: int, total_steps: float) -> float:
         return math.sqrt(self.warmup_steps / step)

@@ -10,6 +10,9 @@ from rich.text import Text
 
 from ticks.contract import Measure
 
+Row = tuple[str, str, str]
+COLUMNS = ("", "before", "after")
+
 
 def megabytes(n_bytes: float | None) -> str:
     return "-" if n_bytes is None else f"{n_bytes / 1e6:,.1f} MB"
@@ -39,8 +42,8 @@ def seen_at_ticks(rows: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
     return figures
 
 
-def show_result(
-    summary: dict[str, Any],
+def result_rows(
+    summary: Mapping[str, Any],
     *,
     measures: Sequence[Measure],
     before: Mapping[str, float],
@@ -48,45 +51,55 @@ def show_result(
     ddp_bytes: int | None,
     measuring_bytes: int,
     rows: Sequence[Mapping[str, str]] = (),
-    shown: str | None = None,
-    picture: str | None = None,
-) -> None:
-    """Print what a run came to: its measures, baselines, traffic, what its task has to show, and where it all lies.
-
-    `before` are the measures before training, by name.
-    """
-    table = Table(title="Result", show_header=True, title_justify="left")
-    for column in ("", "before", "after"):
-        table.add_column(column, justify="left" if not column else "right")
+) -> tuple[list[Row], list[Row]]:
+    """What a run came to: its measures beside what they were `before` training and beside baselines; and how it got
+    there. `rows` are those of metrics.csv."""
 
     def number(value: float | None, digits: int) -> str:
         return "-" if value is None else f"{value:.{digits}f}"
 
+    reached: list[Row] = []
     for m in measures:
         old, new, tested = before.get(m.name), summary.get(f"val_{m.name}"), summary.get(f"test_{m.name}")
-        table.add_row(f"validation {m.label}", number(old, m.digits), number(new, m.digits))
+        reached.append((f"validation {m.label}", number(old, m.digits), number(new, m.digits)))
         if tested is not None:
-            table.add_row(f"test {m.label}", "", number(tested, m.digits))
+            reached.append((f"test {m.label}", "", number(tested, m.digits)))
         for name, value in baselines.get(m.name, {}).items():
-            table.add_row(f"  {name}, for comparison", "", number(value, m.digits))
-    table.add_section()
+            reached.append((f"  {name}, for comparison", "", number(value, m.digits)))
     interval = f", interval {summary['clock']}" if summary["clock"] else ""
     rule = "".join(f", {summary[key]}" for key in ("sync", "wire") if summary[key])
-    table.add_row(f"steps / ticks ({summary['strategy']}{interval})", "", f"{summary['steps']} / {summary['ticks']}")
+    how = [(f"steps / ticks ({summary['strategy']}{interval})", "", f"{summary['steps']} / {summary['ticks']}")]
     if rule:
-        table.add_row(f"  messages ({rule[2:]})", "", str(summary["messages"]))
-    table.add_row("sent per worker", "", megabytes(summary["bytes_sent_per_worker"]))
+        how.append((f"  messages ({rule[2:]})", "", str(summary["messages"])))
+    how.append(("sent per worker", "", megabytes(summary["bytes_sent_per_worker"])))
     if ddp_bytes is not None and summary["world_size"] > 1:
-        table.add_row("  DDP would have sent", "", megabytes(ddp_bytes))
+        how.append(("  DDP would have sent", "", megabytes(ddp_bytes)))
     if measuring_bytes:
-        table.add_row("  to evaluate or save between ticks", "", megabytes(measuring_bytes))
+        how.append(("  to evaluate or save between ticks", "", megabytes(measuring_bytes)))
     if summary["sync_seconds"] is not None:
         seconds, total = summary["sync_seconds"], summary["train_seconds"]
         share = seconds / max(1e-9, total)
-        table.add_row("seconds in ticks", "", f"{seconds:.1f} of {total:.1f} ({share:.0%})")
-    for label, figure in seen_at_ticks(rows):
-        table.add_row(f"  {label}", "", figure)
-    table.add_row("steps per second", "", f"{summary['steps_per_second'] or 0:.2f}")
+        how.append(("seconds in ticks", "", f"{seconds:.1f} of {total:.1f} ({share:.0%})"))
+    how += [(f"  {label}", "", figure) for label, figure in seen_at_ticks(rows)]
+    how.append(("steps per second", "", f"{summary['steps_per_second'] or 0:.2f}"))
+    return reached, how
+
+
+def show_result(
+    summary: Mapping[str, Any],
+    rows: tuple[list[Row], list[Row]],
+    *,
+    shown: str | None = None,
+    picture: str | None = None,
+) -> None:
+    """Print `result_rows`, what the task has to show, and where it all lies."""
+    table = Table(title="Result", show_header=True, title_justify="left")
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if not column else "right")
+    for section in rows:
+        for row in section:
+            table.add_row(*row)
+        table.add_section()
     console = Console(highlight=False)
     console.print(table)
     if shown:

@@ -4,6 +4,7 @@ import json
 import math
 import platform
 from collections.abc import Mapping
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,5 +46,6 @@ def headline(summary: Mapping[str, Any]) -> tuple[str, float | None]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide what a run computes."""
-    names = (__package__.partition(".")[0], "torch", "lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy")
-    return {"python": platform.python_version()} | {name: version(name) for name in names}
+    ours = import_module(__name__.partition(".")[0])
+    names = ("torch", "lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy")
+    return {"python": platform.python_version(), ours.__name__: ours.__version__} | {n: version(n) for n in names}

@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import DummyExperiment, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from ticks.arguments import above
 
 ONE_TRY = 5.0  # seconds after which a server that accepts and does not answer is asked again
 
@@ -142,10 +144,9 @@ def wandb_logger(
     `offline` null means: online exactly if a key is there. A server that does not answer within `timeout` seconds is
     done without. Online and with `log_checkpoints`, checkpoints become artifacts. Under a W&B agent the agent's own run
     is continued. On workers other than 0 it is a logger that writes nothing, looks for no key and makes no file.
-    ValueError for a timeout that is no positive number.
+    ArgumentError for a timeout that is no positive number.
     """
-    if not 0 < timeout < float("inf"):
-        raise ValueError(f"timeout={timeout} must be a number of seconds above 0")
+    above(0, of=" seconds", timeout=timeout)
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         return WandbLogger(project=project, name=name, save_dir=run_dir, offline=True)
     mode = os.environ.get("WANDB_MODE")
@@ -197,6 +198,23 @@ def log_config(loggers: list[Any], config: dict[str, Any], coordinates: dict[str
                 logger.experiment.config.update(
                     {"resolved": config, "sweep_coordinates": coordinates}, allow_val_change=True
                 )
+
+
+def log_result(
+    loggers: list[Any], rows: Sequence[tuple[str, str, str]], *, shown: str | None = None, picture: Path | None = None
+) -> None:
+    """The result table, and what the task has to show: a text or a picture."""
+    for logger in loggers:
+        if isinstance(logger, UnfailingWandbLogger):
+            with logger.unless_lost():
+                import wandb
+
+                said: dict[str, Any] = {"result": wandb.Table(columns=["result", "before", "after"], data=list(rows))}
+                if shown:
+                    said["sample"] = wandb.Table(columns=["sample"], data=[[shown]])
+                if picture:
+                    said["picture"] = wandb.Image(str(picture))
+                logger.experiment.log(said)
 
 
 def finish(exit_code: int) -> None:

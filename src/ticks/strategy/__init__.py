@@ -11,7 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 _NAMES = {
-    "strategy": ("TickStrategy", "NonFiniteLoss"),
+    "strategy": ("TickStrategy",),
+    "known": ("NonFiniteLoss",),
     "ddp": ("DDP",),
     "clock": ("Adaptive", "Clock", "EverySeconds", "EverySteps", "Facts", "PostLocal", "Quadratic", "Schedule"),
     "sync": ("Accumulate", "Gradients", "Hierarchical", "Outer", "Parameters", "Streaming", "Sync"),
@@ -19,7 +20,7 @@ _NAMES = {
     "wire": ("BF16", "FP16", "FP32", "Int4", "Int8", "OutOfStep", "Wire"),
     "low_rank": ("LowRank",),
     "ledger": ("Ledger",),
-    "workers": ("Refused",),
+    "refusals": ("Refused",),
     "shutdown": ("Stopped",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}

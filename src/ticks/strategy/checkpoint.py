@@ -13,7 +13,7 @@ import random
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -26,6 +26,10 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from ticks.strategy.lightning import is_local_path
 
 KEY = "ticks"  # where the `.ckpt` says which worker files belong to it
+
+
+class CheckpointNotWritten(OSError):
+    """A worker could not write its part of a checkpoint; raised on every worker."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -69,6 +73,21 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def write_or_why_not(write: Callable[[], None], path: Any, rank: int) -> str | None:
+    """`write` what belongs to a checkpoint; why worker `rank` could not, if so."""
+    try:
+        write()
+    except (OSError, RuntimeError) as error:
+        return f"worker {rank} could not write checkpoint {path}: {error}"
+    return None
+
+
+def check_written(reasons: Iterable[str | None]) -> None:
+    """CheckpointNotWritten if a worker has a reason why it was not."""
+    if failed := [reason for reason in reasons if reason]:
+        raise CheckpointNotWritten("; ".join(failed) + ". Earlier checkpoints are untouched.")
+
+
 def workers_directory(path: Any) -> Path:
     """`a/b.ckpt` -> `a/b.workers`, and `a/b.1` -> `a/b.1.workers`."""
     return Path(str(path).removesuffix(".ckpt") + ".workers")
@@ -108,19 +127,28 @@ def drop_workers(path: Any) -> None:
 
 
 def load_worker(
-    path: Any, checkpoint: dict[str, Any], rank: int, world_size: int
+    path: Any, checkpoint: dict[str, Any], rank: int, world_size: int, kind: str
 ) -> tuple[dict[str, Any] | None, str | None]:
-    """This worker's own state and None, or None and what is lost by starting from the agreed model."""
+    """This worker's own state and None, or None and what is lost by starting from the agreed model.
+
+    `kind` is what its strategy calls states that it can take back.
+    """
     about = checkpoint.get(KEY)
     if about is None:
-        return None, "it was not written by ticks: every worker starts with its optimizer state"
+        return None, "another program wrote it: every worker starts with its optimizer state"
     if about["world_size"] != world_size:
         return None, (
             f"it was written by {about['world_size']} workers, now there are {world_size}: every worker starts from the"
             f" agreed model with worker 0's optimizer state; the workers' own parameters since the last tick, other"
             " optimizer states and random states are dropped"
         )
-    return torch.load(find_worker_file(path, about["token"], rank), map_location="cpu", weights_only=True), None
+    state = torch.load(find_worker_file(path, about["token"], rank), map_location="cpu", weights_only=True)
+    if state["kind"] != kind:
+        return None, (
+            f"it was written by {state['kind']}, now it is {kind}: every worker starts from the agreed"
+            " model with worker 0's optimizer state; everything else that workers remember is dropped"
+        )
+    return state, None
 
 
 def damage(path: Path, of: Collection[str] = ()) -> str | None:
@@ -131,7 +159,7 @@ def damage(path: Path, of: Collection[str] = ()) -> str | None:
     try:
         about = _whole(path).get(KEY)
         if about is None:
-            return "it was not written by ticks" if of else None
+            return "another program wrote it" if of else None
         if of and about.get("fingerprint", next(iter(of))) not in of:  # older ones do not say
             return "another run wrote it"
         for rank in range(about["world_size"]):

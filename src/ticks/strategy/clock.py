@@ -13,11 +13,13 @@ Schedule      whatever is listed, from which step on
 
 import math
 import re
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
+
+from ticks.arguments import ArgumentError, above, at_least, is_whole
 
 LONGEST = 10**9  # steps; longer than any run, so lr = 1e-300 makes a number of this size and not one of 600 digits
 
@@ -52,7 +54,7 @@ class Clock(ABC):
         """`next_interval`, cut at the end of training (and at `LONGEST`): at least 1. ValueError if the clock chose
         anything but a whole number of at least 1."""
         length = self.next_interval(facts)
-        if not _is_whole(length, least=1):
+        if not is_whole(length) or length < 1:
             raise ValueError(
                 f"{type(self).__name__} chose an interval of {length} steps; it must be a whole number, at least 1"
             )
@@ -69,11 +71,12 @@ class Clock(ABC):
 class EverySteps(Clock):
     """A tick after steps H, 2H, 3H, ... of the run, H = `interval` (arXiv 1805.09767).
 
-    ValueError unless `interval` is a whole number of at least 1.
+    ArgumentError unless `interval` is a whole number of at least 1.
     """
 
     def __init__(self, interval: int = 8) -> None:
-        self.interval = _steps("interval", interval)
+        at_least(1, most=LONGEST, of=" steps", interval=interval)
+        self.interval = int(interval)
 
     def next_interval(self, facts: Facts) -> int:
         return self.interval - facts.step % self.interval
@@ -87,12 +90,13 @@ class EverySeconds(Clock):
     """A tick about every `seconds` of the slowest worker's computing, waiting for others not counted.
 
     At each tick the time becomes a number of steps, so workers need not look at their watches in between: they agree.
-    The first round has one step, which measures how long a step takes. ValueError unless `seconds` is finite and
+    The first round has one step, which measures how long a step takes. ArgumentError unless `seconds` is finite and
     above 0.
     """
 
     def __init__(self, seconds: float = 10.0) -> None:
-        self.seconds = _positive("seconds", seconds)
+        above(0, seconds=seconds)
+        self.seconds = float(seconds)
 
     def next_interval(self, facts: Facts) -> int:
         if not facts.seconds_per_step > 0:  # nan: not measured yet; 0: too short to be measured
@@ -108,14 +112,15 @@ class PostLocal(Clock):
     """A tick after every step until step `until`, then the clock `then`: post-local SGD (arXiv 1808.07217).
 
     The paper switches at the first decay of the learning rate; the end of warm-up is another good place. `then` starts
-    anew at `until`: it is not told of the rounds of one step. ValueError unless `until` is a whole number of at least 0
+    anew at `until`: it is not told of the rounds of one step. ArgumentError unless `until` is a whole number from 0 on
     and `then` a clock.
     """
 
     def __init__(self, until: int, then: Clock) -> None:
-        self.until = _steps("until", until, least=0)
+        at_least(0, most=LONGEST, of=" steps", until=until)
         if not isinstance(then, Clock):
-            raise ValueError(f"then={then!r} must be a clock, for example EverySteps(8)")
+            raise ArgumentError("then", then, "must be a clock, for example EverySteps(8)")
+        self.until = int(until)
         self.then = then
 
     def next_interval(self, facts: Facts) -> int:
@@ -135,14 +140,17 @@ class Quadratic(Clock):
     H grows as the learning rate decays and changes only at a tick; `coefficient` (the paper's alpha) is in units of
     the learning rate. Published for ViT-B with local AdamW: H_base 4, coefficient 0.0175, peak lr 0.008, cosine.
     The rule is made for a falling learning rate, so it is H_base while step < `warmup_steps`, and where lr is 0: give
-    the warm-up's length, or the tiny rates at its start ask for a round that never ends. ValueError unless
+    the warm-up's length, or the tiny rates at its start ask for a round that never ends. ArgumentError unless
     `coefficient` is finite and above 0, `base_interval` a whole number of at least 1, `warmup_steps` one of at least 0.
     """
 
     def __init__(self, coefficient: float, base_interval: int = 4, warmup_steps: int = 0) -> None:
-        self.coefficient = _positive("coefficient", coefficient)
-        self.base_interval = _steps("base_interval", base_interval)
-        self.warmup_steps = _steps("warmup_steps", warmup_steps, least=0)
+        above(0, coefficient=coefficient)
+        at_least(1, most=LONGEST, of=" steps", base_interval=base_interval)
+        at_least(0, most=LONGEST, of=" steps", warmup_steps=warmup_steps)
+        self.coefficient = float(coefficient)
+        self.base_interval = int(base_interval)
+        self.warmup_steps = int(warmup_steps)
 
     def next_interval(self, facts: Facts) -> int:
         if facts.step < self.warmup_steps or not facts.lr > 0:
@@ -164,12 +172,13 @@ class Adaptive(Clock):
 
     The square root is the paper's. It counts blocks in seconds, not in steps, and where the learning rate decays it has
     lr_0 F / (lr F_0) under the root, which is left out here. That the fallback halves exactly was not checked against
-    the paper. ValueError unless both arguments are whole numbers of at least 1.
+    the paper. ArgumentError unless both arguments are whole numbers of at least 1.
     """
 
     def __init__(self, interval: int = 32, block_steps: int = 100) -> None:
-        self.interval = _steps("interval", interval)
-        self.block_steps = _steps("block_steps", block_steps)
+        at_least(1, most=LONGEST, of=" steps", interval=interval, block_steps=block_steps)
+        self.interval = int(interval)
+        self.block_steps = int(block_steps)
 
     def next_interval(self, facts: Facts) -> int:
         last = facts.interval
@@ -191,28 +200,13 @@ class Schedule(Clock):
     """Intervals by hand: `intervals` lists (from_step, interval), e.g. [(0, 1), (100, 8), (400, 32)].
 
     The last entry with from_step <= step counts; a round is cut where the next entry starts, so it starts exactly
-    there. ValueError unless the steps are whole numbers that start at 0 and rise, the intervals at least 1.
+    there. ArgumentError unless the steps are whole numbers that start at 0 and rise, the intervals at least 1.
     """
 
     def __init__(self, intervals: Sequence[Sequence[int]]) -> None:
-        wrong = f"intervals={intervals!r} must be a list of [from_step, interval]"
-        if not isinstance(intervals, list | tuple) or not intervals:
-            raise ValueError(f"{wrong}, for example [[0, 1], [100, 8]]")
-        for entry in intervals:
-            if not isinstance(entry, list | tuple) or len(entry) != 2:
-                raise ValueError(f"{wrong}: {entry!r} is not a pair")
-            from_step, interval = entry
-            if not _is_whole(from_step, least=0):
-                raise ValueError(f"{wrong}: from_step={from_step!r} is not a whole number of steps, at least 0")
-            if not _is_whole(interval, least=1):
-                raise ValueError(f"{wrong}: interval={interval!r} is not a whole number of steps, at least 1")
-        starts = [from_step for from_step, _ in intervals]
-        if starts[0] != 0:
-            raise ValueError(f"{wrong}: the first from_step is {starts[0]}, not 0")
-        for earlier, later in pairwise(starts):
-            if later <= earlier:
-                raise ValueError(f"{wrong}: from_step must rise, and {later} follows {earlier}")
-        self.intervals = tuple((from_step, interval) for from_step, interval in intervals)
+        if (wrong := _what_is_wrong(intervals)) is not None:
+            raise ArgumentError("intervals", intervals, f"must be a list of [from_step, interval]{wrong}")
+        self.intervals = tuple((int(from_step), int(interval)) for from_step, interval in intervals)
 
     def next_interval(self, facts: Facts) -> int:
         interval = next(interval for from_step, interval in reversed(self.intervals) if from_step <= facts.step)
@@ -225,17 +219,18 @@ class Schedule(Clock):
         return ", ".join([str(first), *(f"from {from_step}: {interval}" for from_step, interval in others)])
 
 
-def _is_whole(value: object, *, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _steps(name: str, value: int, *, least: int = 1) -> int:
-    if not _is_whole(value, least=least) or value > LONGEST:
-        raise ValueError(f"{name}={value!r} must be a whole number of steps, at least {least} and at most {LONGEST}")
-    return value
-
-
-def _positive(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
-        raise ValueError(f"{name}={value!r} must be a finite number above 0")
-    return float(value)
+def _what_is_wrong(intervals: Any) -> str | None:
+    """Of a schedule's list, in words."""
+    if not isinstance(intervals, list | tuple) or not intervals:
+        return ", for example [[0, 1], [100, 8]]"
+    for entry in intervals:
+        if not isinstance(entry, list | tuple) or len(entry) != 2:
+            return f": {entry!r} is not a pair"
+        for name, value, least in zip(("from_step", "interval"), entry, (0, 1), strict=True):
+            if not is_whole(value) or value < least:
+                return f": {name}={value!r} is not a whole number of steps, at least {least}"
+    starts = [from_step for from_step, _ in intervals]
+    if starts[0] != 0:
+        return f": the first from_step is {starts[0]}, not 0"
+    falls = ((earlier, later) for earlier, later in pairwise(starts) if later <= earlier)
+    return next((f": from_step must rise, and {later} follows {earlier}" for earlier, later in falls), None)

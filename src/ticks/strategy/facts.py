@@ -2,11 +2,13 @@
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 # the first is the weight of a worker's numbers in the mean: 0 if they are not finite
 FIELDS = ("weight", "loss", "seconds", "update", "drift", "stop", "bad_step", "lr", "fingerprint")
@@ -15,6 +17,11 @@ FIELDS = ("weight", "loss", "seconds", "update", "drift", "stop", "bad_step", "l
 def only_weight(weight: float) -> Tensor:
     """A row of FIELDS for a message that tells nothing else: all messages begin with as many bytes."""
     return torch.tensor([weight] + [0.0] * (len(FIELDS) - 1), dtype=torch.float64)
+
+
+def largest_lr(optimizers: Iterable[Optimizer]) -> float:
+    """0 where there are none."""
+    return float(max((group["lr"] for optimizer in optimizers for group in optimizer.param_groups), default=0.0))
 
 
 @dataclass

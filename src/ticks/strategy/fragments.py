@@ -8,26 +8,29 @@ import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
+from ticks.arguments import ArgumentError
+
 LAYER = re.compile(r"(.*?)\.(\d+)\.")  # "model.blocks.3.ffn.weight": list "model.blocks", layer 3
 
 
 def fragment_of(names: Sequence[str], sizes: Sequence[int], fragments: int | Sequence[Sequence[str]]) -> list[int]:
     """The fragment, from 0, of each parameter, given its name and its size.
 
-    ValueError if there are more fragments than layers (or than parameters, where there is no list of layers), if a
+    ArgumentError if there are more fragments than layers (or than parameters, where there is no list of layers), if a
     name matches no pattern, or if a fragment would be empty.
     """
     if not isinstance(fragments, int):
         for pattern in (pattern for patterns in fragments for pattern in patterns):
             if not any(fnmatchcase(name, pattern) for name in names):
-                raise ValueError(f"fragments: pattern {pattern!r} matches no parameter; there are {_some(names)}")
+                why = f": pattern {pattern!r} matches no parameter; there are {_some(names)}"
+                raise ArgumentError("fragments", fragments, why)
         chosen = [_first_match(name, fragments) for name in names]
     elif fragments == 1:
         return [0] * len(names)
     else:
         chosen = _strided(names, sizes, fragments)
     if empty := sorted(set(range(fragments if isinstance(fragments, int) else len(fragments))) - set(chosen)):
-        raise ValueError(f"fragments={fragments!r}: nothing would be in fragment {empty[0]}")
+        raise ArgumentError("fragments", fragments, f": nothing would be in fragment {empty[0]}")
     return chosen
 
 
@@ -39,7 +42,7 @@ def _first_match(name: str, fragments: Sequence[Sequence[str]]) -> int:
     for index, patterns in enumerate(fragments):
         if any(fnmatchcase(name, pattern) for pattern in patterns):
             return index
-    raise ValueError(f"fragments: parameter {name!r} matches none of the patterns {[list(p) for p in fragments]}")
+    raise ArgumentError("fragments", [list(p) for p in fragments], f": parameter {name!r} matches none of them")
 
 
 def _strided(names: Sequence[str], sizes: Sequence[int], fragments: int) -> list[int]:
@@ -48,7 +51,7 @@ def _strided(names: Sequence[str], sizes: Sequence[int], fragments: int) -> list
     if not units:  # no list of layers: every parameter is one
         layers, units = list(range(len(names))), list(range(len(names)))
     if fragments > len(units):
-        raise ValueError(f"fragments={fragments} must be at most {len(units)}, the number of layers to share out")
+        raise ArgumentError("fragments", fragments, f"must be at most {len(units)}, the number of layers to share out")
     place = {unit: index % fragments for index, unit in enumerate(units)}
     chosen = [-1 if layer is None else place[layer] for layer in layers]
     loads = [sum(s for s, c in zip(sizes, chosen, strict=True) if c == f) for f in range(fragments)]

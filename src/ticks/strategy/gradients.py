@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ticks.strategy.exchange import Exchange
+from ticks.strategy.facts import FIELDS
 from ticks.strategy.flat import FlatBuffer, copy
 
 
@@ -75,3 +77,56 @@ class GradientBuffer:
         pairs = zip(self.places, self.parameters, strict=True)
         present = [(place, p.grad) for place, p in pairs if p.grad is not None]
         return [place for place, _ in present], [gradient for _, gradient in present]
+
+
+class GradientMessages:
+    """One worker's side of all messages of gradients, which are averaged before the optimizers see them."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+        self.rows_NxF = torch.empty(0)  # everybody's facts that came with the last ones
+        self._buffer: GradientBuffer | None = None
+
+    def _fitting(self) -> GradientBuffer:
+        """A buffer for what trains now."""
+        parameters, buffers = self.exchange.parameters(), self.exchange.worker.floating_buffers()
+        if self._buffer is None or not self._buffer.fits(parameters, buffers):
+            before, self._buffer = self._buffer, GradientBuffer(parameters, buffers)
+            if before is not None:
+                self._buffer.take_over(before)
+        return self._buffer
+
+    def add(self, *, first: bool) -> None:
+        """Add this step's gradients to those of the steps before, or start anew."""
+        self._fitting().add(first=first)
+
+    def average(self, *, added_up: int | None, alone: bool) -> None:
+        """Replace this worker's gradients by the mean over all: this step's, or those `added_up` of so many steps.
+
+        Where they are `alone`, no parameters following, the buffers travel along, and a fingerprint of the parameters.
+        """
+        buffer, exchange = self._fitting(), self.exchange
+        with exchange.ledger.timed():
+            if added_up:
+                buffer.divide(added_up)
+            else:
+                buffer.load()
+            numbers, exact = buffer.message(with_buffers=alone)
+            facts = exchange.worker.facts(numbers[: numbers.numel() - exact])
+            if alone:
+                facts[FIELDS.index("fingerprint")] = exchange.fingerprint()
+            received = exchange.mean(numbers, facts, exact, "gradients", exchange.worker.step, buffer.matrices)
+            buffer.store(with_buffers=alone)
+        exchange.ledger.sent(received.n_bytes)
+        self.rows_NxF = received.rows_NxF
+
+    def give_memory_back(self) -> None:
+        """Until the next message; not while gradients are added up."""
+        self._buffer = None
+
+    def state(self) -> Tensor | None:
+        """What has been added up."""
+        return None if self._buffer is None else self._buffer.flat.all
+
+    def load_state(self, numbers: Tensor) -> None:
+        self._fitting().flat.all.copy_(numbers)

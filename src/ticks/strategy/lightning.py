@@ -149,7 +149,7 @@ def quieten(trainer: Trainer, strategy: StopsBetweenSteps) -> None:
     needed[connector] = ("register_signal_handlers", "_original_handlers", "_get_current_signal_handlers")
     missing = [name for owner, names in needed.items() for name in names if not hasattr(owner, name)]
     if missing:
-        raise RuntimeError(f"this Lightning is not known to ticks: {', '.join(missing)} changed; see {__name__}")
+        raise RuntimeError(f"this Lightning is not known here: {', '.join(missing)} changed; see {__name__}")
     loop.__class__ = _EpochLoop
     loop._ticks_strategy = strategy
     validation.__class__ = _ValidationLoop
@@ -188,7 +188,7 @@ def follow_worker_0(callback: Checkpoint, all_failed: Callable[[BaseException], 
     patched.on_exception = on_exception
     if isinstance(callback, ModelCheckpoint):
         if not hasattr(kind, "_monitor_candidates"):
-            raise RuntimeError("this Lightning is not known to ticks: ModelCheckpoint._monitor_candidates changed")
+            raise RuntimeError("this Lightning is not known here: ModelCheckpoint._monitor_candidates changed")
         patched._monitor_candidates = monitor_candidates
 
 

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from ticks.arguments import ArgumentError, at_least
 from ticks.strategy.wire import Int8, Matrix, Received, Wire, healthy_ranks
 
 
@@ -27,17 +28,16 @@ class LowRank(Wire):
     in torch's hook, differences between workers would pile up in it. It takes 4 bytes per number; float64 is rounded.
 
     Every worker computes U and V by itself: bit-identical where processors, libraries and numbers of threads are the
-    same. ValueError unless rank >= 1, and for a LowRank inside a LowRank.
+    same. ArgumentError unless rank >= 1, and for a LowRank inside a LowRank.
     """
 
     lossy = True
 
     def __init__(self, rank: int = 16, *, wire: Wire | None = None) -> None:
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-            raise ValueError(f"rank={rank!r} must be a whole number, at least 1")
+        at_least(1, rank=rank)
         if isinstance(wire, LowRank):
-            raise ValueError("wire=LowRank: the factors of a low-rank wire need another wire")
-        self.rank = rank
+            raise ArgumentError("wire", "LowRank", ": the factors of a low-rank wire need another wire")
+        self.rank = int(rank)
         self.wire = wire or Int8()
         self._residuals: dict[str, Tensor] = {}  # by channel: e, and what `wire` lost of everything else
         self._rights: dict[str, Tensor] = {}  # by channel: the last mean W of each matrix, which all know

@@ -1,9 +1,11 @@
-"""How workers find each other before there is a process group: a key-value store that worker 0 hosts.
+"""How workers find each other before there is a process group, and come together later where it has no say.
 
+Both go through a key-value store that worker 0 hosts.
 torch would wait for the others inside C++, where no signal handler runs. Here every wait is a loop in Python that a
 signal ends, that says what it waits for, and that gives up where a worker has died.
 """
 
+import logging
 import socket
 import sys
 import threading
@@ -11,11 +13,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 
+from ticks.strategy.wire import out_of_step
+
+log = logging.getLogger(__name__)
 TRY_SECONDS = 2  # to reach worker 0, once: inside C++
 POLL_SECONDS = 0.05
+FAILURE_SECONDS = 5.0  # for the others to fail as well, where an exception is to be saved
 PATIENCE = 30.0  # seconds of silence before a worker says what it waits for: imports take their time on a busy disk
 
 
@@ -78,6 +85,59 @@ def gather(
             if not missing:
                 return
     raise NoMeeting(f"workers {missing} of {world_size} did not come within {seconds.total_seconds():.0f} s")
+
+
+def place(name: str) -> Any:
+    """Where all workers find what the others have left under this name, once there is a process group."""
+    return dist.PrefixStore(f"ticks/{name}", dist.distributed_c10d._get_default_store())
+
+
+class Meetings:
+    """Where the workers of one fit, validate or test come together outside of ticks, each after the same step.
+
+    `name` is the same on all of them.
+    """
+
+    def __init__(self, name: str, rank: int, world_size: int) -> None:
+        self.name = name
+        self.rank = rank
+        self.world_size = world_size
+        self._number = 0  # of the next one
+        self._failed_alike: bool | None = None  # once this worker has failed
+
+    def meet(self, meaning: str, seconds: float, *, note: str = "") -> None:
+        """OutOfStep if others come for something else; RuntimeError names who is not there for so many seconds."""
+        if self.world_size == 1:
+            return
+        self._number += 1
+        store, ranks = place(f"meet/{self.name}/{self._number}"), range(self.world_size)
+        store.set(str(self.rank), meaning)
+        if not all_there(store, [str(rank) for rank in ranks], seconds):
+            missing = {rank: "elsewhere" for rank in ranks if not store.check([str(rank)])}
+            told = {self.rank: f"{meaning}{note}, for {seconds:g} s"}
+            raise RuntimeError(str(out_of_step(told | missing)))
+        meanings = {rank: store.get(str(rank)).decode() for rank in ranks}
+        if len(set(meanings.values())) > 1:
+            raise out_of_step(meanings)
+
+    def all_fail(self, meaning: str) -> bool:
+        """Whether every worker fails like this: only then can they still talk, and save. Said once."""
+        if self._failed_alike is None:
+            self._failed_alike = self.world_size == 1 or not dist.is_initialized() or self._fail(meaning)
+        return self._failed_alike
+
+    def _fail(self, meaning: str) -> bool:
+        ranks = [str(rank) for rank in range(self.world_size)]
+        try:
+            store = place(f"failed/{self.name}")
+            store.set(str(self.rank), meaning)
+            came = all_there(store, ranks, FAILURE_SECONDS)
+            alike = came and len({store.get(rank) for rank in ranks}) == 1
+        except RuntimeError:  # the store, which lives with worker 0, is gone
+            alike = False
+        if not alike:
+            log.warning("worker %d failed by itself: no checkpoint of the exception is saved", self.rank)
+        return alike
 
 
 def all_there(store: dist.Store, keys: Sequence[str], seconds: float) -> bool:

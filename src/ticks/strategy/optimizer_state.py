@@ -9,6 +9,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from ticks.arguments import ArgumentError, at_least
+
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
@@ -33,19 +35,19 @@ class Keep(OptimizerState):
 class Average(OptimizerState):
     """Averaged over the workers after every `every`-th round, in fp32; a period for each state is DES-LOC's way.
 
-    DES-LOC (arXiv 2505.22549): {exp_avg: 3, exp_avg_sq: 6}. ValueError for periods below 1 and, when
+    DES-LOC (arXiv 2505.22549): {exp_avg: 3, exp_avg_sq: 6}. ArgumentError for periods below 1 and, when
     training starts, for a state that the optimizer does not have.
     """
 
     def __init__(self, every: int | Mapping[str, int] = 1) -> None:
         self.every = every if isinstance(every, int) else dict(every)
-        for name, period in {"every": every}.items() if isinstance(every, int) else every.items():
-            _check_period(period, name if isinstance(every, int) else f"every.{name}")
+        periods = {"every": every} if isinstance(every, int) else {f"every.{name}": n for name, n in every.items()}
+        at_least(1, of=" rounds", **periods)
 
     def averaged(self, round_number: int, available: list[str]) -> list[str]:
         periods = dict.fromkeys(available, self.every) if isinstance(self.every, int) else self.every
         if unknown := [name for name in periods if name not in available]:
-            raise ValueError(f"optimizer_state.every: the optimizer has no {unknown}; it has {available}")
+            raise ArgumentError("every", self.every, f": the optimizer has no {unknown}; it has {available}")
         return [name for name, period in periods.items() if round_number % period == 0]
 
 
@@ -53,16 +55,11 @@ class Reset(OptimizerState):
     """Forgotten after every `every`-th round: workers start afresh from the anchor."""
 
     def __init__(self, every: int = 1) -> None:
-        _check_period(every)
-        self.every = every
+        at_least(1, of=" rounds", every=every)
+        self.every = int(every)
 
     def resets(self, round_number: int) -> bool:
         return round_number % self.every == 0
-
-
-def _check_period(period: object, name: str = "every") -> None:
-    if isinstance(period, bool) or not isinstance(period, int) or period < 1:
-        raise ValueError(f"{name}={period!r} must be a whole number of rounds, at least 1")
 
 
 def names_of_states(optimizers: Sequence[Optimizer]) -> list[str]:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ticks.arguments import ArgumentError, at_least, share
+
 OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
 
 
@@ -148,7 +150,7 @@ class Streaming(Outer):
     `fragments`: a number P of strided groups of layers, or one list of name patterns (`*` for anything) for each.
     Fragment k of a round of H steps is sent after its step H (k + 1) // P; what comes back is used `delay` steps
     later: x <- alpha x + (1 - alpha) anchor. One message per fragment and round, each 1 / P of the whole.
-    ValueError unless fragments >= 1, delay >= 0 and 0 <= alpha <= 1.
+    ArgumentError unless fragments >= 1, delay >= 0 and 0 <= alpha <= 1.
     """
 
     def __init__(
@@ -162,32 +164,31 @@ class Streaming(Outer):
     ) -> None:
         super().__init__(optimizer, relative_to_lr=relative_to_lr)
         if (fragments < 1) if isinstance(fragments, int) else (not fragments):
-            raise ValueError(f"fragments={fragments!r} must be a number of at least 1, or a list of lists of patterns")
-        if isinstance(delay, bool) or not isinstance(delay, int) or delay < 0:
-            raise ValueError(f"delay={delay!r} must be a whole number of steps, at least 0")
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha={alpha!r} must be between 0 (take the anchor) and 1 (stay)")
+            raise ArgumentError("fragments", fragments, "must be at least 1, or a list of lists of patterns")
+        at_least(0, of=" steps", delay=delay)
+        share(alpha=alpha)
         self.fragments = fragments if isinstance(fragments, int) else [list(patterns) for patterns in fragments]
-        self.delay, self.alpha = delay, float(alpha)
+        self.delay, self.alpha = int(delay), float(alpha)
 
 
 class Hierarchical(Sync):
     """Workers of a group average their parameters every `inner_interval` steps, all of them at ticks (2010.12998).
 
     Groups are `group_size` neighbouring ranks; None: the workers of one node. What all do at a tick is another rule,
-    `outer`. Inside a group numbers travel in fp32. ValueError for sizes below 1 and for `outer=Accumulate()`.
+    `outer`. Inside a group numbers travel in fp32. ArgumentError for sizes below 1 and for `outer=Accumulate()`.
     """
 
     meets_in_groups = True
 
     def __init__(self, outer: Sync | None = None, *, group_size: int | None = None, inner_interval: int = 1) -> None:
-        for name, value in {"group_size": group_size, "inner_interval": inner_interval}.items():
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name}={value!r} must be a whole number, at least 1")
+        if group_size is not None:
+            at_least(1, of=" workers", group_size=group_size)
+        at_least(1, of=" steps", inner_interval=inner_interval)
         self.outer = outer or Parameters()
         if not self.outer.steps_locally or isinstance(self.outer, Hierarchical):
-            raise ValueError(f"outer={type(self.outer).__name__} leaves nothing to average inside a group")
-        self.group_size, self.inner_interval = group_size, inner_interval
+            raise ArgumentError("outer", type(self.outer).__name__, "leaves nothing to average inside a group")
+        self.group_size = None if group_size is None else int(group_size)
+        self.inner_interval = int(inner_interval)
         for name in ("averages_gradients", "keeps_anchor", "fragments", "delay", "alpha"):
             setattr(self, name, getattr(self.outer, name))
 

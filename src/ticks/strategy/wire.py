@@ -27,6 +27,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup, Work
 
+from ticks.arguments import ArgumentError
+
 PARTS = 4  # of an fp32 message that travel at a time
 PIECE = 1 << 17  # numbers: what is encoded at a time; all passes over it find it in the cache
 
@@ -400,7 +402,7 @@ class Scaled(Encoded):
 
     def __init__(self, block: int, *, error_feedback: bool = True) -> None:
         if block not in (powers := [2**k for k in range(3, 15)]):
-            raise ValueError(f"block={block!r} must be a power of 2 from {powers[0]} to {powers[-1]}")
+            raise ArgumentError("block", block, f"must be a power of 2 from {powers[0]} to {powers[-1]}")
         self.block = block
         super().__init__(error_feedback=error_feedback)
 

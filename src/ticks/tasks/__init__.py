@@ -3,5 +3,6 @@
 from ticks.tasks.base import Task
 from ticks.tasks.classification import Classification
 from ticks.tasks.language_modeling import LanguageModeling
+from ticks.tasks.sequence_to_sequence import SequenceToSequence, Transcription
 
-__all__ = ["Classification", "LanguageModeling", "Task"]
+__all__ = ["Classification", "LanguageModeling", "SequenceToSequence", "Task", "Transcription"]

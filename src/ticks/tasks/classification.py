@@ -13,6 +13,7 @@ from torchmetrics.classification import (
     MulticlassF1Score,
 )
 
+from ticks.arguments import at_least
 from ticks.tasks.base import Task
 from ticks.tasks.metrics import TokenLoss
 
@@ -20,7 +21,7 @@ from ticks.tasks.metrics import TokenLoss
 class Classification(Task):
     """Train `model`, a module from x (B, ...) to logits (B, n_classes), on batches (x, y) with y (B,).
 
-    Takes what `Task` takes. ValueError for fewer than two classes.
+    Takes what `Task` takes. ArgumentError for fewer than two classes.
     """
 
     measures = (
@@ -32,8 +33,7 @@ class Classification(Task):
 
     def __init__(self, model: nn.Module, *, n_classes: int, **arguments: Any) -> None:
         super().__init__(model, **arguments)
-        if n_classes < 2:
-            raise ValueError(f"n_classes={n_classes} must be at least 2")
+        at_least(2, n_classes=n_classes)
         self.n_classes = n_classes
         self.metrics = nn.ModuleDict({f"{split}_{name}": m for split in ("val", "test") for name, m in self._metrics()})
         self.confusion_CxC: Tensor | None = None  # of the last evaluation: rows are true, columns seen

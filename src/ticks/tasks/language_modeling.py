@@ -1,7 +1,7 @@
 """Next-token prediction: loss = mean over tokens of -log p(y_t | x_1..x_t).
 
-Logs train/loss (this worker's own, in nats; nothing is exchanged between ticks), val/loss, test/loss, and their
-bits_per_byte = loss / ln 2 / bytes per token.
+Logs train/loss (this worker's own, in nats; nothing is exchanged between ticks), val/loss, test/loss, and
+bits_per_byte = the sum of the losses / ln 2 / the bytes of text that were predicted: alike for every tokenizer.
 """
 
 import math
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ticks.arguments import above, at_least
 from ticks.tasks.base import Task
 from ticks.tasks.metrics import TokenLoss
 
@@ -20,8 +21,9 @@ IGNORE = -100  # targets that are padding
 class LanguageModeling(Task):
     """Train `model`, a module from tokens (B, T) to logits (B, T, V), on batches {"x": (B, T), "y": (B, T)}.
 
-    `sample_bytes` is how much the model writes for `show`, after `sample_prompt`. Takes what `Task` takes. ValueError
-    for numbers that cannot be used.
+    Batches may say in "n_bytes" how many bytes of text their targets are, else a target is `bytes_per_token` of them.
+    `sample_bytes` is about how much the model writes for `show`, after `sample_prompt`. Takes what `Task` takes.
+    ArgumentError for numbers that cannot be used.
     """
 
     measures = (("bits_per_byte", "bits per byte", "lower", 3), ("loss", "loss (nats)", "lower", 3))
@@ -36,18 +38,16 @@ class LanguageModeling(Task):
         **arguments: Any,
     ) -> None:
         super().__init__(model, **arguments)
-        if not 0 < bytes_per_token < math.inf:
-            raise ValueError(f"bytes_per_token={bytes_per_token} must be above 0")
-        if isinstance(sample_bytes, bool) or not isinstance(sample_bytes, int) or not 0 <= sample_bytes <= 10**6:
-            raise ValueError(f"sample_bytes={sample_bytes} must be a whole number from 0 to {10**6}")
+        above(0, bytes_per_token=bytes_per_token)
+        at_least(0, most=10**6, sample_bytes=sample_bytes)
         self.sample_bytes = sample_bytes
         self.sample_prompt = sample_prompt
-        bits_per_byte = math.log(2) * bytes_per_token
+        self.bytes_per_token = bytes_per_token
         self.metrics = nn.ModuleDict(
             {
                 f"{split}_{name}": TokenLoss(unit=unit)
                 for split in ("val", "test")
-                for name, unit in {"loss": 1.0, "bits_per_byte": bits_per_byte}.items()
+                for name, unit in {"loss": 1.0, "bits_per_byte": math.log(2)}.items()
             }
         )
 
@@ -76,16 +76,18 @@ class LanguageModeling(Task):
 
     def _evaluate(self, split: str, batch: dict[str, Tensor]) -> None:
         nll, tokens = self.loss(batch, reduction="sum"), (batch["y"] != IGNORE).sum()
-        for name in ("loss", "bits_per_byte"):
+        n_bytes = batch["n_bytes"].sum() if "n_bytes" in batch else tokens.double() * self.bytes_per_token
+        for name, parts in {"loss": tokens, "bits_per_byte": n_bytes}.items():
             metric = cast(TokenLoss, self.metrics[f"{split}_{name}"])
-            metric.update(nll, tokens)
+            metric.update(nll, parts)
             self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True)
 
     def show(self, data: Any) -> str | None:
         """A text that the model writes; None if it is to write none, or cannot."""
         if not self.sample_bytes or not hasattr(self.model, "generate"):
             return None
-        return data.decode(self.generate(data.encode(self.sample_prompt or "\n"), self.sample_bytes))
+        n = tokens_for(self.sample_bytes, data)
+        return data.decode(self.generate(data.encode(self.sample_prompt or "\n"), n))
 
     @torch.no_grad()
     def generate(self, prompt_T: Tensor, n: int, *, temperature: float = 0.8, seed: int = 0) -> Tensor:
@@ -98,3 +100,8 @@ class LanguageModeling(Task):
         tokens_1xT = model.generate(prompt_1xT, n, temperature=temperature, generator=generator)
         self.train(training)
         return tokens_1xT[0].cpu()
+
+
+def tokens_for(n_bytes: int, data: Any) -> int:
+    """How many tokens of `data` are about so many bytes of text."""
+    return math.ceil(n_bytes / getattr(data, "bytes_per_token", 1.0))

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from ticks.agreement import ORDERS, chrf, ngram_counts
+
 
 class TokenLoss(Metric):
-    """Mean negative log-likelihood per token, in units of `unit` nats (1: nats; ln 2: bits).
+    """Mean negative log-likelihood per token (or byte), in units of `unit` nats (1: nats; ln 2: bits).
 
     The sums are float64 and travel as they are, so that splitting the tokens over workers changes nothing.
     """
@@ -36,3 +38,29 @@ class TokenLoss(Metric):
 
     def compute(self) -> Tensor:
         return self.total / self.tokens / self.unit
+
+
+class ErrorRate(TokenLoss):
+    """Errors over what there was to get right, each summed over every worker."""
+
+
+class Chrf(Metric):
+    """chrF of all texts together, from 0 to 100: n-grams are counted over every worker's texts and compared once."""
+
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("counts", torch.zeros(ORDERS, 3, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def _apply(self, fn: Callable, exclude_state: Sequence[str] = "") -> Any:
+        return super()._apply(lambda tensor: tensor.to(fn(tensor).device), exclude_state)
+
+    def update(self, said: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+        """Add what was said of each sample, to be held against the best of its references."""
+        counted = [ngram_counts(text, right) for text, right in zip(said, references, strict=True)]
+        self.counts = self.counts + torch.tensor(counted, dtype=torch.float64).sum(0).to(self.counts.device)
+
+    def compute(self) -> Tensor:
+        return torch.tensor(chrf(self.counts.tolist()), dtype=torch.float64, device=self.counts.device)

@@ -19,8 +19,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tests.benchmarks.network.link import sent
 from tests.benchmarks.network.workers import Report
+from ticks.assemble import parts, trainer_of
 from ticks.config import build, compose_strictly
-from ticks.run import parts, trainer_of
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 WORKERS = 4
@@ -40,12 +40,12 @@ class Model:
 
 
 MODELS = {
-    "default": Model(("model=ln_ticks",), 8, 842_560, 0.15),
+    "default": Model(("model=ln_ticks", "optimizer=adamw"), 8, 842_560, 0.15),
     # one sequence, because four workers share the processors of one machine and a step should not take seconds; the
     # less is computed per step, the more the network decides
     "large": Model(
-        ("model=ln_ticks", "model.d_model=384", "model.n_layers=6", "model.n_heads=6", "optimizer.lr=1e-3",
-         "schedule.warmup_steps=20"), 1, 10_819_680, 0.3,
+        ("model=ln_ticks", "model.d_model=384", "model.n_layers=6", "model.n_heads=6", "optimizer=adamw",
+         "optimizer.lr=1e-3", "schedule.warmup_steps=20"), 1, 10_819_680, 0.3,
     ),
 }  # fmt: skip
 

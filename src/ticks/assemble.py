@@ -1,0 +1,302 @@
+"""The only place that builds: of a configuration, all that a run is made of."""
+
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningDataModule, LightningModule, seed_everything
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from ticks import contract
+from ticks.arguments import ArgumentError, under
+from ticks.config import ConfigError, build, check_targets, offered, takes
+from ticks.contract import Measure
+from ticks.job import Job
+from ticks.optim import Rule, configure, grouped
+from ticks.record.callback import Record
+from ticks.record.progress import ProgressLine
+from ticks.strategy import Refused
+from ticks.strategy.identity import Identity
+from ticks.strategy.workers import WorkerStrategy
+
+QUIET = (  # messages of our libraries that say nothing a user can act on
+    ".*does not have many workers.*",
+    ".*It is recommended to use `self.log.*sync_dist=True.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*ended before the epoch ended and your dataloader is not resumable.*",
+    ".*Found .* module.* in eval mode.*",
+    ".*callbacks used to create the checkpoint need to be provided.*",  # `ticks eval` needs none of them
+    ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
+    ".*Starting from v1.9.0, `tensorboardX`.*",
+    ".*Dynamo detected a call to a `functools.lru_cache`.*",  # cosines and sines of positions
+    ".*`lr_scheduler.step..` before `optimizer.step..`.*",  # sync rule `accumulate` skips steps on purpose
+)
+
+READING = (ValueError, OSError, ImportError)  # what data that cannot be used are refused with
+
+
+# ---- what is learnt, from what ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Parts:
+    """What is learnt, from what: all that the math of a run is made of."""
+
+    data: LightningDataModule
+    task: LightningModule
+    uses_model: bool  # else the task has one of its own
+    own_optimizer: bool  # of the task
+
+    @property
+    def measures(self) -> list[Measure]:
+        """ConfigError if the task says nonsense."""
+        try:
+            return contract.measures_of(self.task)
+        except ValueError as error:
+            raise ConfigError(f"task: {error}") from None
+
+    def notes(self, choices: Mapping[str, str]) -> list[str]:
+        """What is not promised, or not used, of what was chosen: a line each."""
+        notes, task = [], type(self.task).__name__
+        if not contract.knows_workers(self.data):
+            notes.append(
+                f"{type(self.data).__name__} does not say which worker takes what (ticks.data.MapData does): a"
+                " run resumed within an epoch may see samples twice or never, several workers may measure some twice"
+            )
+        if not self.uses_model:
+            notes.append(f"{task} takes no model: model={choices.get('model')} is not used")
+        if self.own_optimizer:
+            notes.append(
+                f"{task} has an optimizer of its own: optimizer={choices.get('optimizer')},"
+                f" schedule={choices.get('schedule')} and parameter_groups are not used"
+            )
+        return notes
+
+
+def parts(config: DictConfig, choices: Mapping[str, str], checkpoint: str | None = None) -> Parts:
+    """Data, and a task with the model it is to train; data recall what the `checkpoint` holds of them. ConfigError for
+    what does not fit together."""
+    for group in ("data", "model", "task", "optimizer", "schedule"):
+        check_targets(config[group], group)
+    data = build(config.data, "data")
+    shape, source = _shape_of(data, checkpoint), f"data={choices.get('data', '')}".rstrip("=")
+    uses_model = takes(config.task, "model")
+    made: dict[str, Any] = {}
+    if uses_model:
+        made["model"] = build(config.model, "model", **offered(config.model, "model", shape, source))
+        _compile(made["model"], config.model.get("compile", False))
+    how = {"optimizer": build(config.optimizer, "optimizer"), "schedule": build(config.schedule, "schedule")}
+    how["parameter_groups"] = _rules(config.parameter_groups)
+    made |= {name: value for name, value in how.items() if takes(config.task, name)}
+    task = build(config.task, "task", **made, **offered(config.task, "task", shape, source))
+    for room, thing, kind in (("data", data, LightningDataModule), ("task", task, LightningModule)):
+        if not isinstance(thing, kind):
+            raise ConfigError(
+                f"{room}._target_={config[room]['_target_']}: {type(thing).__name__} is no {kind.__name__}"
+            )
+    own_optimizer = is_overridden("configure_optimizers", task, LightningModule) and "optimizer" not in made
+    if not is_overridden("configure_optimizers", task, LightningModule):
+        task.configure_optimizers = lambda: configure(task, **how)
+    if not own_optimizer:
+        _check_optimizer(how["optimizer"], how["parameter_groups"], task)
+    return Parts(data, task, uses_model, own_optimizer)
+
+
+def _shape_of(data: Any, checkpoint: str | None) -> dict[str, Any]:
+    """ConfigError for data that cannot be read, if that is needed to know what they are."""
+    try:
+        if checkpoint and hasattr(data, "recall"):
+            saved = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+            data.recall(saved.get(type(data).__qualname__, {}))
+        return contract.shape_of(data)
+    except READING as error:
+        raise ConfigError(under("data", error)) from error
+
+
+def _compile(model: torch.nn.Module, how: bool | str) -> None:
+    """In place, so that its checkpoints stay what they are. ConfigError for a backend that is not there."""
+    if how is False:
+        return
+    if how is True and shutil.which(os.environ.get("CXX", "g++")) is None and not torch.cuda.is_available():
+        raise ConfigError("model.compile=true needs a C++ compiler on a CPU: install g++, or name one in CXX")
+    known = torch.compiler.list_backends(exclude_tags=())
+    if isinstance(how, str) and how not in known:
+        raise ConfigError(f"model.compile={how} must be true, false or a backend: {', '.join(map(str, known))}")
+    model.compile(backend="inductor" if how is True else how)
+
+
+def _check_optimizer(make: Any, rules: list[Rule], task: LightningModule) -> None:
+    """ConfigError now for what would be refused when training begins."""
+    try:
+        make([torch.nn.Parameter(torch.zeros(1))])
+    except (TypeError, ValueError) as error:
+        raise ConfigError(under("optimizer", error)) from None
+    try:
+        grouped(task, rules)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _rules(said: Any) -> list[Rule]:
+    """ConfigError for what is no rule."""
+    if not isinstance(said, ListConfig):
+        raise ConfigError(f"parameter_groups={said} must be a list of rules, [{{match: norm, weight_decay: 0}}]")
+    rules = []
+    for i, rule in enumerate(said):
+        try:
+            rules.append(Rule(**rule))
+        except ArgumentError as error:
+            raise ConfigError(under(f"parameter_groups[{i}]", error)) from None
+        except TypeError as error:
+            known = ", ".join(field.name for field in fields(Rule))
+            raise ConfigError(f"parameter_groups[{i}]={rule}: {error}; a rule has {known}") from None
+    return rules
+
+
+# ---- the whole run -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Assembled:
+    """All that a run is made of."""
+
+    config: DictConfig
+    parts: Parts
+    measures: list[Measure]  # by which the task says that it is judged
+    strategy: WorkerStrategy
+    record: Record
+    trainer: Trainer
+    worker_batch_size: int | None  # None: the data do not say
+
+
+def assemble(job: Job, me: Identity, worker_command: list[str]) -> Assembled:
+    """Build everything in this process. ConfigError before any other worker is started."""
+    config, run_dir, fitting = OmegaConf.create(job.config), Path(job.run_dir), job.mode == "fit"
+    _quieten()
+    seed_everything(int(config.seed), workers=True, verbose=False)
+    made = parts(config, job.choices, job.checkpoint)
+    measures = made.measures
+    check_targets(config)
+    strategy = build(config.strategy, "strategy", worker_command=worker_command, fingerprint=job.config_digest)
+    record = Record(
+        run_dir,
+        tokens_per_step=contract.tokens_per_step(made.data),
+        every_n_steps=config.trainer.get("log_every_n_steps") or 50,
+    )
+    _choose_accelerator(config.trainer, says=me.rank == 0)
+    trainer = trainer_of(
+        config,
+        made.data,
+        strategy=strategy,
+        callbacks=[*_built(config, "callbacks"), record, ProgressLine()] if fitting else [ProgressLine()],
+        logger=_loggers(config, me.rank) if fitting else False,
+        default_root_dir=str(run_dir),
+        enable_checkpointing=fitting,
+    )
+    assert isinstance(trainer.strategy, WorkerStrategy)
+    worker_batch_size = _worker_batch_size(made.data, trainer)
+    _check_strategy(strategy, trainer, made.task, fitting=fitting)
+    if me.local_rank == 0:
+        _prepare(made.data, ["val", *(["test"] if config.test else [])], trainer.world_size)
+    return Assembled(config, made, measures, strategy, record, trainer, worker_batch_size)
+
+
+def _built(config: DictConfig, group: str) -> list[Any]:
+    return [build(node, f"{group}.{name}") for name, node in (config.get(group) or {}).items() if node]
+
+
+def _loggers(config: DictConfig, rank: int) -> list[Any]:
+    rank_zero_only.rank = rank  # type: ignore[attr-defined]  # loggers write where it is 0
+    return _built(config, "logger")
+
+
+def _choose_accelerator(wish: DictConfig, *, says: bool) -> None:
+    """auto: GPUs if there is one for every worker, else the CPU. ConfigError for fewer than one worker."""
+    if isinstance(wish.devices, int) and wish.devices < 1:
+        raise ConfigError(f"trainer.devices={wish.devices} must be at least 1 worker, or auto")
+    if wish.accelerator != "auto":
+        return
+    gpus = torch.cuda.device_count()
+    enough = gpus > 0 and not (isinstance(wish.devices, int) and wish.devices > gpus)
+    wish.accelerator = "gpu" if enough else "cpu"
+    if gpus and not enough and says:
+        print(f"{wish.devices} workers but {gpus} GPU(s): using the CPU (trainer.devices={gpus} would use them)")
+
+
+def trainer_of(config: DictConfig, data: LightningDataModule, **arguments: Any) -> Trainer:
+    """Lightning's Trainer for these data. ConfigError for numbers of workers or steps that cannot be."""
+    wish = config.trainer
+    if wish.get("overfit_batches") and contract.knows_workers(data) and hasattr(data, "overfit_batches"):
+        if not isinstance(wish.overfit_batches, int) or wish.overfit_batches < 1:
+            raise ConfigError(f"trainer.overfit_batches={wish.overfit_batches} must be a whole number of batches")
+        data.overfit_batches, wish.overfit_batches = wish.overfit_batches, 0
+    if "use_distributed_sampler" not in wish:
+        arguments["use_distributed_sampler"] = not contract.knows_workers(data)
+    trainer: Any = build(wish, "trainer", **arguments)
+    devices = wish.devices
+    asked = int(devices) * int(wish.get("num_nodes", 1)) if isinstance(devices, int) else trainer.world_size
+    if trainer.world_size != asked:
+        raise ConfigError(
+            f"trainer.devices={devices} asks for {asked} workers, but there are {trainer.world_size}"
+            f" (WORLD_SIZE={os.environ.get('WORLD_SIZE')} in the environment)"
+        )
+    if wish.val_check_interval is not None and wish.val_check_interval <= 0:
+        raise ConfigError(f"trainer.val_check_interval={wish.val_check_interval} must be above 0 steps")
+    if (wish.get("log_every_n_steps") or 0) < 0:
+        raise ConfigError(f"trainer.log_every_n_steps={wish.log_every_n_steps} must be at least 0 steps")
+    return trainer
+
+
+def _worker_batch_size(data: Any, trainer: Any) -> int | None:
+    """ConfigError for numbers of workers that cannot share a batch."""
+    if not contract.knows_workers(data):
+        return None
+    if (trainer.limit_train_batches != 1.0 or trainer.overfit_batches) and not trainer.fast_dev_run:
+        raise ConfigError("trainer.limit_train_batches, overfit_batches: training has no epochs; use max_steps")
+    try:
+        return data.worker_batch_size(trainer.world_size, trainer.accumulate_grad_batches)
+    except ValueError as error:
+        raise ConfigError(under("data", error)) from None
+
+
+def _check_strategy(strategy: WorkerStrategy, trainer: Trainer, task: LightningModule, *, fitting: bool) -> None:
+    """ConfigError for what the strategy refuses."""
+    try:
+        strategy.check(task)
+        if fitting:
+            strategy.check_training(trainer, task)
+    except Refused as error:
+        raise ConfigError(str(error)) from None
+    try:
+        strategy.refuse_what_talks(trainer)
+    except Refused as error:
+        raise ConfigError(f"trainer: {error}") from None
+
+
+def _prepare(data: Any, splits: list[str], world_size: int) -> None:
+    """What one worker of a machine does for all of its workers. ConfigError for data that cannot be used."""
+    try:
+        data.prepare_data()
+        if hasattr(data, "check_splits"):
+            data.check_splits(splits, world_size)
+    except READING as error:
+        raise ConfigError(under("data", error)) from error
+
+
+def _quieten() -> None:
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    profilers = logging.getLogger("lightning.pytorch.profilers")
+    profilers.setLevel(logging.INFO)  # their reports
+    logging.getLogger("lightning.pytorch").propagate = False  # to Hydra's, which would show them once more
+    for message in QUIET:
+        warnings.filterwarnings("ignore", message)

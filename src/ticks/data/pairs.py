@@ -1,0 +1,228 @@
+"""Pairs of texts, a source and its target: data for any task that makes one sequence of another.
+
+A source may have several targets: each of them is learnt from, and each counts as right when the source is evaluated.
+So all pairs of a source are in the same split, by default by a hash of the source (90% train, 5% val, 5% test).
+"""
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ticks.arguments import ArgumentError, at_least, one_of
+from ticks.data.base import mixed
+from ticks.data.corpus import split_of
+from ticks.data.order import permute
+from ticks.data.samples import SPLITS, MapData, TrainSamples
+from ticks.data.tokenizers import END, PAD, START, Bpe
+from ticks.data.vocabulary import Symbols, Tokenizer
+
+Pair = tuple[str, str]
+KINDS = ("characters", "words", "bpe")
+SHARES = "90/5/5 by a hash of the source"
+WINDOW = 32  # steps whose samples are sorted by length together
+
+
+class Sample(NamedTuple):
+    """A source and a target as tokens, without START and END; the source as a text, and every target that is right."""
+
+    source: list[int]
+    target: list[int]
+    source_text: str
+    references: tuple[str, ...]
+
+
+class PairData(MapData):
+    """Batches {"source": (B, S), "target": (B, T), "source_text": B texts, "references": B tuples of texts}.
+
+    Targets begin with START and end with END, both are padded with PAD. A subclass says what the `pairs` are.
+    `source_tokens` and `target_tokens` are "characters", "words" or "bpe" (`vocab_size` byte pairs) of the training
+    texts: each side has a vocabulary of its own. `source_length` and `target_length` are how many tokens there are at
+    most, END counted in (None: as many as the longest pair has): longer pairs are not learnt from; where they are
+    evaluated, they are cut, and only a whole target is right. Takes what `StepData` takes. ArgumentError for what
+    cannot be used.
+    """
+
+    samples_are = "pairs"
+
+    def __init__(
+        self,
+        *,
+        source_tokens: str = "characters",
+        target_tokens: str = "characters",
+        vocab_size: int = 4096,
+        source_length: int | None = None,
+        target_length: int | None = None,
+        global_batch_size: int,
+        eval_batch_size: int = 256,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(
+            global_batch_size=global_batch_size, eval_batch_size=eval_batch_size, seed=seed, num_workers=num_workers
+        )
+        one_of(KINDS, source_tokens=source_tokens, target_tokens=target_tokens)
+        for name, length in (("source_length", source_length), ("target_length", target_length)):
+            if length is not None:
+                at_least(2, of=" tokens", **{name: length})
+        self.vocab_size = vocab_size
+        self.left_out: dict[str, int] = {}  # pairs that are not learnt from, by the reason
+        by_split = self._without_leaks(self.pairs())
+        self.source_tokenizer = self.tokenizer(source_tokens, [source for source, _ in by_split["train"]])
+        self.target_tokenizer = self.tokenizer(target_tokens, [target for _, target in by_split["train"]])
+        samples = {split: self._samples(pairs, grouped=split != "train") for split, pairs in by_split.items()}
+        every = [sample for of_split in samples.values() for sample in of_split]
+        self.source_length = source_length or max(len(sample.source) for sample in every)
+        self.target_length = target_length or max(len(sample.target) for sample in every) + 1
+        samples["train"] = self._fitting(samples["train"])
+        self._pairs = {split: Pairs(of_split) for split, of_split in samples.items() if of_split}
+        self.shape = {
+            "source_vocab_size": self.source_tokenizer.vocab_size,
+            "target_vocab_size": self.target_tokenizer.vocab_size,
+            "source_length": self.source_length,
+            "target_length": self.target_length,
+            "pad_id": PAD,
+            "start_id": START,
+            "end_id": END,
+            "decode": self.target_tokenizer.decode,
+        }
+
+    # ---- what a source of pairs says
+
+    @abstractmethod
+    def pairs(self) -> dict[str, list[Pair]]:
+        """Source and target of each pair, by split."""
+
+    def tokenizer(self, kind: str, texts: Sequence[str]) -> Tokenizer:
+        """What makes tokens of texts like these, the training texts of one side."""
+        if kind == "bpe":
+            identity = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+            return Bpe.trained(texts, vocab_size=self.vocab_size, identity=f"pairs:{identity}")
+        return Symbols(texts, words=kind == "words")
+
+    # ---- what becomes of them
+
+    def _without_leaks(self, by_split: Mapping[str, list[Pair]]) -> dict[str, list[Pair]]:
+        """Each pair once, and nothing learnt from whose source is evaluated. ValueError if a split is empty."""
+        by_split = {split: list(dict.fromkeys(pairs)) for split, pairs in by_split.items()}
+        for split in ("train", "val"):
+            if not by_split.get(split):
+                raise ValueError(f"no pair is in the {split} split ({SHARES}, unless each is given): give more pairs")
+        evaluated = {source for split in SPLITS[1:] for source, _ in by_split.get(split, ())}
+        kept = [pair for pair in by_split["train"] if pair[0] not in evaluated]
+        if n := len(by_split["train"]) - len(kept):
+            self.left_out["have a source that is evaluated"] = n
+        return by_split | {"train": kept}
+
+    def _samples(self, pairs: list[Pair], *, grouped: bool) -> list[Sample]:
+        """By length; a source once, with its first target, if `grouped`."""
+        references: dict[str, list[str]] = {}
+        for source, target in pairs:
+            references.setdefault(source, []).append(target)
+        if grouped:
+            pairs = [(source, targets[0]) for source, targets in references.items()]
+        sources = self.source_tokenizer.encode_many([source for source, _ in pairs])
+        targets = self.target_tokenizer.encode_many([target for _, target in pairs])
+        samples = [
+            Sample(source, target, text, tuple(references[text]))
+            for source, target, (text, _) in zip(sources, targets, pairs, strict=True)
+        ]
+        return sorted(samples, key=lambda sample: (len(sample.source), len(sample.target)))
+
+    def _fitting(self, samples: list[Sample]) -> list[Sample]:
+        """Those that are not too long to be learnt from. ArgumentError if none is left."""
+        most = self.source_length, self.target_length
+        kept = [s for s in samples if len(s.source) <= most[0] and len(s.target) < most[1]]
+        if n := len(samples) - len(kept):
+            self.left_out[f"are longer than {most[0]} and {most[1]} tokens"] = n
+        if not kept:
+            raise ArgumentError("source_length", most[0], f"and target_length={most[1]} leave no pair to learn from")
+        return kept
+
+    def samples(self, split: str) -> list[Sample]:
+        """Of a split, by length."""
+        return self._pairs[split].samples
+
+    def load(self) -> dict[str, Dataset]:
+        return dict(self._pairs)
+
+    def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        most = self.target_length - 1
+        return {
+            "source": padded([sample.source[: self.source_length] for sample in samples]),
+            "target": padded([[START, *sample.target[:most], END] for sample in samples]),
+            "source_text": [sample.source_text for sample in samples],
+            "references": [sample.references for sample in samples],
+        }
+
+    def train_batches(self, world_size: int, worker: int, batch_size: int) -> "ByLength":
+        return ByLength(
+            self.datasets["train"], self.collate, batch_size=batch_size, seed=self.seed, worker=worker,
+            world_size=world_size, global_batch_size=self.global_batch_size,
+        )  # fmt: skip
+
+    def notes(self) -> list[str]:
+        return [f"pairs: {n:,} are left out, which {reason}" for reason, n in self.left_out.items()]
+
+
+class Pairs(Dataset):
+    """Samples, and how long each of them is."""
+
+    def __init__(self, samples: list[Sample]) -> None:
+        self.samples = samples
+        self.lengths = np.array([len(sample.source) + len(sample.target) for sample in samples])
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+
+class ByLength(TrainSamples):
+    """Batches of samples of about the same length, so that little is padding.
+
+    The samples of `WINDOW` steps (of as many as an epoch has, if those are fewer) are sorted by length and dealt out to
+    the steps, which come in an order of their own. Each worker takes every n-th sample of its step.
+    """
+
+    def __init__(self, dataset: Any, collate: Any, *, global_batch_size: int, **arguments: Any) -> None:
+        super().__init__(dataset, collate, **arguments)
+        self.step_size = global_batch_size
+        self.parts = global_batch_size // self.batch_size  # of a step, over workers and accumulated batches
+        self.steps = max(1, min(WINDOW, self.n // global_batch_size))
+        self._window: tuple[int, np.ndarray] = (-1, np.empty(0))
+
+    def samples(self, index: int) -> np.ndarray:
+        step, part = divmod(index * self.world_size + self.worker, self.parts)
+        window, place = divmod(step, self.steps)
+        if self._window[0] != window:
+            self._window = window, self._sorted(window)
+        return self._window[1][place][part :: self.parts]
+
+    def _sorted(self, window: int) -> np.ndarray:
+        """The samples of each of a window's steps (steps, step_size)."""
+        size = self.steps * self.step_size
+        samples = self.order(np.arange(window * size, (window + 1) * size))
+        by_length = samples[np.argsort(self.dataset.lengths[samples], kind="stable")]
+        steps = permute(np.arange(self.steps), self.steps, seed=mixed(self.seed, 2, window))
+        return by_length.reshape(self.steps, self.step_size)[steps]
+
+
+def padded(sequences: Sequence[list[int]]) -> Tensor:
+    """Sequences of tokens (B, longest), filled up with PAD."""
+    longest = max(map(len, sequences))
+    return torch.tensor([sequence + [PAD] * (longest - len(sequence)) for sequence in sequences])
+
+
+def split_by_source(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
+    """By a hash of the source, so that adding a pair never moves another one."""
+    by_split: dict[str, list[Pair]] = {split: [] for split in SPLITS}
+    for pair in pairs:
+        by_split[split_of(pair[0].encode())].append(pair)
+    return by_split

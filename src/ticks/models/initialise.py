@@ -1,0 +1,34 @@
+"""Initial weights. A layer has a role, and a model says how weights of each role begin."""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from torch import nn
+
+ROLES = (  # of layers with weights
+    "query_key_value",  # attention's three matrices in one
+    "query",
+    "key_value",
+    "hidden",  # into the FFN
+    "residual",  # back into the residual stream: attention's and the FFN's last one
+    "head",  # from features to classes or tokens
+)
+STD = 0.02  # of GPT-2
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+def role(name: str, layer: Layer) -> Layer:
+    """The layer, knowing its role."""
+    assert name in ROLES, name
+    layer.role = name  # type: ignore[assignment]
+    return layer
+
+
+def initialise(model: nn.Module, scale: Mapping[str, float] | None = None) -> None:
+    """Weights of linear layers and embeddings normal(0, 0.02), times `scale` of their role; biases 0."""
+    scale = scale or {}
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=STD * scale.get(getattr(module, "role", ""), 1.0))
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
