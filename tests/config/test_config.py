@@ -75,7 +75,14 @@ def messages(error: pytest.ExceptionInfo[ConfigError]) -> str:
     return text
 
 
-ON_DIGITS = ("data=digits", "model=mlp", "task=classification")  # which belong together
+TOGETHER = {  # what belongs to a file's choice
+    "data=digits": ("model=mlp", "task=classification"),
+    "model=mlp": ("data=digits", "task=classification"),
+    "task=classification": ("data=digits", "model=mlp"),
+    "data=topics": ("model=encoder", "task=classification"),
+    "model=encoder": ("data=topics", "task=classification"),
+    "data=table": ("model=encoder", "task=classification", "data.text=text", "data.label=label"),
+}
 
 # ---- every file ---------------------------------------------------------------------------------------------------
 
@@ -84,10 +91,11 @@ ON_DIGITS = ("data=digits", "model=mlp", "task=classification")  # which belong 
 def test_every_yaml_builds_what_it_describes(
     choice: list[str], tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overrides = [*choice, f"data.path={text_file}"] if choice == ["data=text"] else choice
-    of_digits = bool(choice) and choice[0] in ON_DIGITS
-    overrides = [*ON_DIGITS] if of_digits else overrides
-    own_sizes = of_digits or any(o.startswith(("experiment", "debug")) for o in choice)
+    (tmp_path / "table.csv").write_text("text,label\n" + "".join(f"row {i},{i % 2}\n" for i in range(200)))
+    file = {"data=text": text_file, "data=table": tmp_path / "table.csv"}.get(*choice, "") if choice else ""
+    overrides = [*choice, *TOGETHER.get(*choice, ())] if choice else []
+    overrides += [f"data.path={file}"] if file else []
+    own_sizes = "model=mlp" in overrides or any(o.startswith(("experiment", "debug")) for o in choice)
     tiny = ["trainer.devices=1"] if own_sizes else [*TINY]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -160,13 +168,16 @@ def test_a_seed_of_zero_is_respected() -> None:
         (["model=ln_ticks", "model.adapter.widht=3"], "did you mean 'width'? valid: _partial_, _target_, activation"),
         (["strategy=ddp", "strategy.clock.interval=3"], "valid: _target_, hang_seconds, heartbeat_seconds"),
         (["strategy=ddp", "strategy/wire=int8"], "strategy/wire=int8 chooses nothing: strategy=ddp has no wire"),
-        (["data.path=book.txt"], "unknown key 'data.path' (value 'book.txt'); data=text has it; valid: _target_"),
+        (
+            ["data.path=book.txt"],
+            "unknown key 'data.path' (value 'book.txt'); data=table and data=text have it; ",
+        ),
         (["model.adapter.width=3"], "model.adapter is null here; model/adapter can be: none, ticks"),
         (["strategy=tick"], "strategy=tick is unknown; did you mean 'ticks'? valid: accumulate, adacomm, ddp,"),
         (["model/norm=layernorm"], "model/norm=layernorm is unknown; did you mean 'layer_norm'? valid: layer_norm, no"),
         (["debug=fats"], "debug=fats is unknown; did you mean 'fast'? valid: fast"),
         (["experiment=bbc"], "experiment=bbc is unknown; valid: "),
-        (["data=null"], "data=null is unknown; valid: bbc, digits, text"),
+        (["data=null"], "data=null is unknown; valid: bbc, digits, table, text, topics"),
         (["model/norm=null"], "model/norm=null is unknown; valid: layer_norm, none, rms_norm"),
         (["strategy=base"], "strategy has no _target_: choose one of its files, strategy=NAME"),
         (["~model"], "~model: a run needs one: model=ln, "),
@@ -206,7 +217,7 @@ def test_a_seed_of_zero_is_respected() -> None:
         (["trainer.devices=x"], "trainer.devices=x must be a whole number, a list of GPUs, or auto"),
         (["strategy.sync=outer"], "strategy.sync=outer: choose a file with strategy/sync=NAME (accumulate,"),
         (["strategy.clock=8"], "; one of its values: strategy.clock.interval=8"),
-        (["debug=fast", "~data"], "~data: a run needs one: data=bbc, data=digits, data=text"),
+        (["debug=fast", "~data"], "~data: a run needs one: data=bbc, data=digits, data=table, data=text"),
         (["+callbacks.stop._targt_=a.B"], "did you mean '_target_' instead of '_targt_'?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

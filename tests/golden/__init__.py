@@ -20,6 +20,8 @@ FILE = Path(__file__).with_name("losses.json")
 QUIET = ("test=false", "callbacks=none", "logger=csv", "data.seed=0")
 FAST = ("debug=fast", "model.n_layers=4", "task.sample_bytes=0", *QUIET)
 DIGITS = ("experiment=digits_mlp", "debug=fast", *QUIET)
+TOPICS = ("experiment=topics", "debug=fast", "model.n_layers=2", "model.dropout=0.1", *QUIET)
+OWN_DATA = {"mlp", "encoder"}  # models that are no language models
 LOSSES = ("train/loss", "val/loss")
 TOLERANCE = 2e-3  # relative, on another processor or another torch: their last digits differ, and codes with them
 
@@ -31,7 +33,7 @@ def _stems(folder: str) -> list[str]:
 def cases() -> dict[str, tuple[int, tuple[str, ...]]]:
     """By name: how many workers, and which overrides."""
     strategies = {f"strategy={name}": (2, (*FAST, f"strategy={name}")) for name in _stems("strategy")}
-    models = {f"model={name}": (1, (*FAST, f"model={name}")) for name in _stems("model") if name != "mlp"}
+    models = {f"model={name}": (1, (*FAST, f"model={name}")) for name in _stems("model") if name not in OWN_DATA}
     optimizers = {f"optimizer={name}": (1, (*FAST, f"optimizer={name}")) for name in _stems("optimizer")}
     schedules = {f"schedule={name}": (1, (*FAST, f"schedule={name}")) for name in _stems("schedule")}
     others = {
@@ -39,6 +41,8 @@ def cases() -> dict[str, tuple[int, tuple[str, ...]]]:
         "dropout, accumulation": (2, (*FAST, "model.dropout=0.1", "trainer.accumulate_grad_batches=2")),
         "three workers": (3, (*FAST, "data.global_batch_size=12", "model=ln_ticks")),
         "digits, a perceptron": (2, DIGITS),
+        "topics, an encoder": (2, TOPICS),
+        "data/tokenizer=bpe": (2, (*FAST, "data/tokenizer=bpe", "data.tokenizer.vocab_size=512")),
     }
     return strategies | models | optimizers | schedules | others
 

@@ -235,7 +235,7 @@ def _valid_siblings(key: str, parsed: Sequence[Override], config_dir: Path) -> s
         f"{above}={f.stem}" for f in sorted((config_dir / above).glob("*.yaml")) if above and _has_key(f, name)
     ]
     folders = {p.name for p in config_dir.iterdir() if p.is_dir()} - {"sweep"} if not above else set()
-    hint = f"; {' and '.join(elsewhere)} has it" if elsewhere else ""
+    hint = f"; {' and '.join(elsewhere)} {'has' if len(elsewhere) == 1 else 'have'} it" if elsewhere else ""
     return hint + did_you_mean(name, {str(k) for k in node} | folders)
 
 
