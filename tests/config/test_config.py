@@ -194,7 +194,7 @@ def test_a_seed_of_zero_is_respected() -> None:
         (["strategy=ddp", "strategy/wire=int8"], "strategy/wire=int8 chooses nothing: strategy=ddp has no wire"),
         (
             ["data.path=book.txt"],
-            "unknown key 'data.path' (value 'book.txt'); data=idx and data=text have it; valid: _target_",
+            "unknown key 'data.path' (value 'book.txt'); data=idx and data=pairs and data=table and data=text have it; valid: ",
         ),
         (["model.adapter.width=3"], "model.adapter is null here; model/adapter can be: none, ticks"),
         (["strategy=tick"], "strategy=tick is unknown; did you mean 'ticks'? valid: accumulate, adacomm, ddp,"),
@@ -241,7 +241,7 @@ def test_a_seed_of_zero_is_respected() -> None:
         (["trainer.devices=x"], "trainer.devices=x must be a whole number, a list of GPUs, or auto"),
         (["strategy.sync=outer"], "strategy.sync=outer: choose a file with strategy/sync=NAME (accumulate,"),
         (["strategy.clock=8"], "; one of its values: strategy.clock.interval=8"),
-        (["debug=fast", "~data"], "~data: a run needs one: data=bbc, data=digits, data=idx, data=mnist, data=text"),
+        (["debug=fast", "~data"], "~data: a run needs one: data=bbc, data=bible, data=cmudict, data=digits, "),
         (["+callbacks.stop._targt_=a.B"], "did you mean '_target_' instead of '_targt_'?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -16,7 +16,7 @@ from ticks.arguments import at_least
 from ticks.data.base import StepData, TrainBatches
 from ticks.data.corpus import Corpus
 from ticks.data.encoded import Encoded, encode
-from ticks.data.tokenizers import END, Bpe, TrainedBpe
+from ticks.data.tokenizers import END, PAD, Bpe, TrainedBpe
 
 IGNORE = -100  # targets of padding: not counted in any loss
 
@@ -222,8 +222,7 @@ class EvalWindows(Dataset):
         first = (index * self.world_size + self.worker) * self.batch_size
         batch = _cut(self.tokens, np.arange(first, first + self.batch_size), self.block_size)
         if self.lengths is not None:
-            y_BxT = batch["y"]
-            batch["n_bytes"] = (self.lengths[y_BxT.clamp(min=0)] * (y_BxT != IGNORE)).sum(1)
+            batch["n_bytes"] = self.lengths[batch["y"].clamp(min=PAD)].sum(1)  # PAD has none
         return batch
 
 

@@ -135,7 +135,7 @@ class LabelledTexts(MapData):
     def collate(self, samples: Sequence[Any]) -> tuple[Tensor, Tensor]:
         x_BxT = torch.full((len(samples), max(len(tokens) for tokens, _ in samples)), PAD)
         for row, (tokens, _) in zip(x_BxT, samples, strict=True):
-            row[: len(tokens)] = torch.from_numpy(tokens)
+            row[: len(tokens)] = tokens
         return x_BxT, torch.tensor([label for _, label in samples])
 
     def recall(self, state_dict: dict[str, Any]) -> None:
@@ -176,10 +176,10 @@ class TokenTexts(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
         row = int(self.rows[i])
         tokens = self.tokens[row][: self.block_size - 1].astype(np.int64)
-        return np.concatenate([[START], tokens]), int(self.labels_N[row])
+        return torch.from_numpy(np.concatenate([[START], tokens])), int(self.labels_N[row])
 
 
 def tfidf(train: list[bytes], y_N: np.ndarray, val: list[bytes], y_M: np.ndarray) -> dict[str, float]:

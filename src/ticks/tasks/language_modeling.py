@@ -5,10 +5,12 @@ bits_per_byte = the sum of the losses / ln 2 / the bytes of text that were predi
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from ticks.arguments import above, at_least
@@ -55,7 +57,12 @@ class LanguageModeling(Task):
         return self.model(tokens_BxT)
 
     def loss(self, batch: dict[str, Tensor], *, reduction: str = "mean") -> Tensor:
-        """Cross-entropy in nats of a batch, targets of IGNORE left out."""
+        """Cross-entropy in nats of a batch, targets of IGNORE left out. MisconfigurationException for another batch."""
+        if not isinstance(batch, Mapping):
+            raise MisconfigurationException(
+                "task: LanguageModeling learns from batches of x and y by name, not from a"
+                f" {type(batch).__name__} as these data give: choose their own task, task=classification say"
+            )
         logits_BxTxV = self(batch["x"])
         logits_NxV = logits_BxTxV.flatten(0, 1).float()  # a sum over a batch in bfloat16 has three digits
         y_N = batch["y"].flatten()
