@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY, Command, only_run
+from ticks.config import compose_strictly
 
 PAGE = (REPOSITORY / "docs" / "tasks.md").read_text()
 FILES = dict(re.findall(r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", PAGE, flags=re.DOTALL))
@@ -47,6 +49,19 @@ def test_the_rules_of_the_page_are_rules(tmp_path: Path) -> None:
     assert command.end() == 2
     assert command.output.startswith("error: parameter_groups[0]={'mtch': 'norm'}: ")
     assert command.output.rstrip().endswith("a rule has match, weight_decay, lr_factor")
+
+
+@pytest.mark.parametrize("page", ["images.md", "models.md"])
+def test_the_commands_of_a_page_compose_and_its_files_are_there(page: str) -> None:
+    text = (REPOSITORY / "docs" / page).read_text()
+    commands = re.findall(r"python train\.py ([^#`\n]+)", text)
+    assert len(commands) >= 4
+    for command in commands:
+        compose_strictly(shlex.split(command), REPOSITORY / "configs")
+    for path in re.findall(r"(?:configs|src)/[\w./]+\w", text):
+        assert (REPOSITORY / path).exists(), path
+    for link in re.findall(r"\]\(([\w/.]+)\)", text):
+        assert (REPOSITORY / "docs" / link).exists(), link
 
 
 def test_the_regression_ends_beside_or_at_the_least_squares_solution(capsys: pytest.CaptureFixture[str]) -> None:

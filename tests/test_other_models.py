@@ -12,7 +12,7 @@ from tests.conftest import Command, free_port, only_run
 FAST = ("debug=fast", "strategy=local_sgd", "trainer.devices=2", "test=false", "trainer.max_steps=12",
         "trainer.log_every_n_steps=5", "callbacks.checkpoint.every_n_train_steps=7")  # fmt: skip
 RUNS = {
-    "vit": ("experiment=digits_vit", "data=mnist", "data/augment=shift_rotate", "data.augment.erase=0.5",
+    "vit": ("experiment=digits_vit", "data=mnist", "data.augment.erase=0.5",
             "model.patch_size=7", "model.pooling=first", "model/norm=rms_norm", "model/adapter=ticks"),
     "rnn": ("experiment=bbc_rnn", "model.cell=lstm", "model.d_model=16", "model.n_layers=2", "task.sample_bytes=5"),
 }  # fmt: skip

@@ -21,7 +21,7 @@ QUIET = ("test=false", "callbacks=none", "logger=csv", "data.seed=0")
 BYTES = ("debug=fast", "model.n_layers=4", "task.sample_bytes=0", *QUIET)
 FAST = (*BYTES, "optimizer=adamw")
 DIGITS = ("experiment=digits_mlp", "debug=fast", *QUIET)
-VIT = ("experiment=digits_vit", "debug=fast", "data/augment=shift_rotate", *QUIET)
+VIT = ("experiment=digits_vit", "debug=fast", *QUIET)
 PHONEMES = ("experiment=g2p", "debug=fast", *QUIET)
 TOPICS = ("experiment=topics", "debug=fast", "model.n_layers=2", "model.dropout=0.1", *QUIET)
 OF_OTHER_DATA = ("mlp", "vit", "encoder", "encoder_decoder")  # models with cases of their own

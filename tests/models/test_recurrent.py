@@ -141,6 +141,16 @@ def test_it_learns_a_repeating_text_and_goes_on_with_it(cell: str) -> None:
     assert continued[0].tolist() == [t % 5 for t in range(25)]  # beyond the block, too
 
 
+@CELLS
+@pytest.mark.parametrize("norm", [LayerNorm, RMSNorm, nn.Identity])
+def test_it_computes_in_bfloat16_where_that_is_wished(cell: str, norm: type[nn.Module]) -> None:
+    recurrent, tokens_BxT = model(cell=cell, norm=norm), torch.randint(11, (2, 6))
+    with torch.autocast("cpu", torch.bfloat16):
+        logits_BxTxV = recurrent(tokens_BxT)
+        logits_BxTxV.float().sum().backward()
+    assert torch.allclose(logits_BxTxV.float(), recurrent(tokens_BxT), atol=2e-3)
+
+
 def test_its_gates_are_matrices_of_their_own_for_optimizers_that_know_matrices() -> None:
     groups = grouped(model(cell="lstm"), matrices=True)
     assert {group["matrices"] for group in groups if "matrices" in group} == {4}

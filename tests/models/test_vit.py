@@ -70,9 +70,11 @@ def test_the_class_token_stands_first_and_answers() -> None:
     vit, seen = lively(model(pooling="first")), []
     assert vit.position.shape == (7, 8)
     assert model().position.shape == (6, 8)
-    vit.head.register_forward_hook(lambda module, args, y: seen.append(args[0]))
+    vit.blocks.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    vit.head.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     logits = vit(images())
-    assert torch.equal(logits, vit.head.linear(seen[0][:, 0]))
+    assert torch.equal(seen[0][:, 0], (vit.class_token + vit.position[0]).expand(2, -1))
+    assert torch.equal(logits, vit.head.linear(seen[1][:, 0]))
     logits.sum().backward()
     assert vit.class_token.grad.abs().sum() > 0
     assert model().class_token is None

@@ -55,14 +55,14 @@ def gru(input_BxG: Tensor, recurrent_BxG: Tensor, h_BxD: Tensor) -> Tensor:
     """The state (B, D) behind h, given W x and U h."""
     D = h_BxD.shape[1]
     r_BxD, z_BxD = (input_BxG[:, : 2 * D] + recurrent_BxG[:, : 2 * D]).sigmoid().chunk(2, dim=1)
-    n_BxD = torch.addcmul(input_BxG[:, 2 * D :], r_BxD, recurrent_BxG[:, 2 * D :]).tanh()
-    return torch.lerp(n_BxD, h_BxD, z_BxD)
+    n_BxD = (input_BxG[:, 2 * D :] + r_BxD * recurrent_BxG[:, 2 * D :]).tanh()
+    return n_BxD + z_BxD * (h_BxD - n_BxD)
 
 
 def lstm(gates_BxG: Tensor, c_BxD: Tensor) -> tuple[Tensor, Tensor]:
     """The state and the cell (B, D) behind c, given W x + U h."""
     i_BxD, f_BxD, g_BxD, o_BxD = gates_BxG.chunk(4, dim=1)
-    c_BxD = torch.addcmul(f_BxD.sigmoid() * c_BxD, i_BxD.sigmoid(), g_BxD.tanh())
+    c_BxD = f_BxD.sigmoid() * c_BxD + i_BxD.sigmoid() * g_BxD.tanh()
     return o_BxD.sigmoid() * c_BxD.tanh(), c_BxD
 
 
