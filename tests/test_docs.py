@@ -69,3 +69,17 @@ def test_the_regression_ends_beside_or_at_the_least_squares_solution(capsys: pyt
     exact, beside, at = (line.split(" w = ")[1].split(",")[0] for line in capsys.readouterr().out.splitlines())
     assert at == exact  # to twelve digits
     assert abs(float(beside) - float(exact)) > 0.01
+
+
+PAIRS = (REPOSITORY / "docs" / "sequence_to_sequence.md").read_text()
+
+
+def test_the_commands_about_pairs_compose() -> None:
+    commands = re.findall(r"python train.py ([^`#\n]*)", PAIRS)
+    rows = [code for row in re.findall(r"^\|.*", PAIRS, flags=re.MULTILINE) for code in re.findall(r"`([^`]*)`", row)]
+    changes = [row for row in rows if "=" in row and not row.startswith("ticks ") and "task=" not in row]
+    assert len(commands) >= 4
+    assert len(changes) >= 5
+    verses = ["data=bible", "model=encoder_decoder", "task=sequence_to_sequence"]
+    for overrides in [*map(str.split, commands), *([*verses, *row.split()] for row in changes)]:
+        compose_strictly(overrides, REPOSITORY / "configs")

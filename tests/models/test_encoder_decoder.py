@@ -130,12 +130,24 @@ def test_the_sites_of_both_stacks_have_their_norms() -> None:
     assert names == blocks | cross | {"encoder_norm.weight", "decoder_norm.weight"}
 
 
+def test_a_shared_vocabulary_has_one_embedding() -> None:
+    made = model(shared_vocabulary=True, source_vocab_size=7)
+    assert "target_embedding.weight" not in dict(made.named_parameters())
+    source = torch.tensor([[4, 3, 5, 5]])
+    before = made(source, TARGET[:1])
+    made.source_embedding.weight.data[6] += 1  # a token of the target
+    after = made(source, TARGET[:1])
+    assert not torch.allclose(before[:, 2], after[:, 2], atol=1e-5)
+    assert "source_embedding.weight" in dict(model().named_parameters())
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         ({"source_vocab_size": 0}, "source_vocab_size=0 must be at least 1"),
         ({"target_length": 0}, "target_length=0 must be at least 1"),
         ({"end_id": 7}, "end_id=7 must be a token of its own below target_vocab_size=7"),
+        ({"shared_vocabulary": True}, "source_vocab_size=11 must be target_vocab_size=7 if it is shared"),
         ({"start_id": 0}, "pad_id=0 must be a token of its own below target_vocab_size=7"),
     ],
 )

@@ -42,10 +42,10 @@ class PairData(MapData):
 
     Targets begin with START and end with END, both are padded with PAD. A subclass says what the `pairs` are.
     `source_tokens` and `target_tokens` are "characters", "words" or "bpe" (`vocab_size` byte pairs) of the training
-    texts: each side has a vocabulary of its own. `source_length` and `target_length` are how many tokens there are at
-    most, END counted in (None: as many as the longest pair has): longer pairs are not learnt from; where they are
-    evaluated, they are cut, and only a whole target is right. Takes what `StepData` takes. ArgumentError for what
-    cannot be used.
+    texts: each side has a vocabulary of its own, or with `shared_vocabulary` both have one. `source_length` and
+    `target_length` are how many tokens there are at most, END counted in (None: as many as the longest pair has):
+    longer pairs are not learnt from; where they are evaluated, they are cut, and only a whole target is right. Takes
+    what `StepData` takes. ArgumentError for what cannot be used.
     """
 
     samples_are = "pairs"
@@ -56,6 +56,7 @@ class PairData(MapData):
         source_tokens: str = "characters",
         target_tokens: str = "characters",
         vocab_size: int = 4096,
+        shared_vocabulary: bool = False,
         source_length: int | None = None,
         target_length: int | None = None,
         global_batch_size: int,
@@ -70,11 +71,17 @@ class PairData(MapData):
         for name, length in (("source_length", source_length), ("target_length", target_length)):
             if length is not None:
                 at_least(2, of=" tokens", **{name: length})
+        if shared_vocabulary and source_tokens != target_tokens:
+            raise ArgumentError("shared_vocabulary", True, f"needs source_tokens={source_tokens!r} on both sides")
         self.vocab_size = vocab_size
         self.left_out: dict[str, int] = {}  # pairs that are not learnt from, by the reason
         by_split = self._without_leaks(self.pairs())
-        self.source_tokenizer = self.tokenizer(source_tokens, [source for source, _ in by_split["train"]])
-        self.target_tokenizer = self.tokenizer(target_tokens, [target for _, target in by_split["train"]])
+        sources, targets = ([pair[side] for pair in by_split["train"]] for side in (0, 1))
+        if shared_vocabulary:
+            self.source_tokenizer = self.target_tokenizer = self.tokenizer(target_tokens, [*sources, *targets])
+        else:
+            self.source_tokenizer = self.tokenizer(source_tokens, sources)
+            self.target_tokenizer = self.tokenizer(target_tokens, targets)
         samples = {split: self._samples(pairs, grouped=split != "train") for split, pairs in by_split.items()}
         every = [sample for of_split in samples.values() for sample in of_split]
         self.source_length = source_length or max(len(sample.source) for sample in every)
@@ -84,6 +91,7 @@ class PairData(MapData):
         self.shape = {
             "source_vocab_size": self.source_tokenizer.vocab_size,
             "target_vocab_size": self.target_tokenizer.vocab_size,
+            "shared_vocabulary": shared_vocabulary,
             "source_length": self.source_length,
             "target_length": self.target_length,
             "pad_id": PAD,
@@ -99,7 +107,7 @@ class PairData(MapData):
         """Source and target of each pair, by split."""
 
     def tokenizer(self, kind: str, texts: Sequence[str]) -> Tokenizer:
-        """What makes tokens of texts like these, the training texts of one side."""
+        """What makes tokens of texts like these, the training texts of one side or both."""
         if kind == "bpe":
             identity = hashlib.sha256("\n".join(texts).encode()).hexdigest()
             return Bpe.trained(texts, vocab_size=self.vocab_size, identity=f"pairs:{identity}")

@@ -20,7 +20,8 @@ class EncoderDecoder(Transformer):
     """Source ids (B, S) and target ids (B, T) -> logits (B, T, V) of the token behind each of the target's.
 
     Both stacks have `n_layers`; S is at most `source_length`, T at most `target_length`. No token is where `pad_id` is,
-    a target begins with `start_id` and ends with `end_id`. Takes what `Transformer` takes.
+    a target begins with `start_id` and ends with `end_id`. With `shared_vocabulary` E_s is E_t. Takes what
+    `Transformer` takes. ArgumentError for what does not fit together.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class EncoderDecoder(Transformer):
         target_vocab_size: int,
         source_length: int,
         target_length: int,
+        shared_vocabulary: bool = False,
         pad_id: int = 0,
         start_id: int = 1,
         end_id: int = 2,
@@ -43,11 +45,17 @@ class EncoderDecoder(Transformer):
                 raise ArgumentError(
                     name, token, f"must be a token of its own below target_vocab_size={target_vocab_size}"
                 )
+        if shared_vocabulary and source_vocab_size != target_vocab_size:
+            raise ArgumentError(
+                "source_vocab_size", source_vocab_size, f"must be target_vocab_size={target_vocab_size} if it is shared"
+            )
         self.source_length = source_length
         self.target_length = target_length
         self.special = special
         self.source_embedding = nn.Embedding(source_vocab_size, self.d_model)
-        self.target_embedding = nn.Embedding(target_vocab_size, self.d_model)
+        self.target_embedding = (
+            self.source_embedding if shared_vocabulary else nn.Embedding(target_vocab_size, self.d_model)
+        )
         self.add_positions("source_position", source_length)
         self.add_positions("target_position", target_length)
         self.encoder = self.make_blocks(causal=False)
