@@ -194,7 +194,7 @@ def test_a_seed_of_zero_is_respected() -> None:
         (["strategy=ddp", "strategy/wire=int8"], "strategy/wire=int8 chooses nothing: strategy=ddp has no wire"),
         (
             ["data.path=book.txt"],
-            "unknown key 'data.path' (value 'book.txt'); data=idx and data=pairs and data=table and data=text have it; ",
+            "unknown key 'data.path' (value 'book.txt'); data=idx and data=pairs and data=table and",
         ),
         (["model.adapter.width=3"], "model.adapter is null here; model/adapter can be: none, ticks"),
         (["strategy=tick"], "strategy=tick is unknown; did you mean 'ticks'? valid: accumulate, adacomm, ddp,"),

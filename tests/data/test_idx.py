@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from ticks.arguments import ArgumentError
 from ticks.data import IdxFiles
 
 NAMES = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
@@ -118,7 +117,7 @@ def damaged(folder: Path, what: str) -> Path:
     ],
 )
 def test_what_is_wrong_is_said_in_a_line_that_names_the_file(folder: Path, what: str, words: str) -> None:
-    with pytest.raises(ArgumentError, match=re.escape(words)):
+    with pytest.raises(ValueError, match=re.escape(words)) as error:
         load(damaged(folder, what))
     assert "\n" not in str(error.value)
     assert str(error.value).startswith("path=" if what != "no images" else "train: ")
