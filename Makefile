@@ -46,7 +46,7 @@ bench-network: .venv/bench ## 4 workers on a slow network, beside what others of
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e ".[bench]"
 	touch $@
 
-RUN = $(BIN)/python train.py model=ln_ticks trainer.devices=4 test=false task.sample_bytes=0
+RUN = $(BIN)/python train.py model=ln_ticks trainer.devices=4 optimizer=adamw test=false task.sample_bytes=0
 figure: .venv/ready ## the README's first figure: three real runs (8 minutes on 2 cores), then the picture
 	$(RUN) trainer.val_check_interval=80 name=figure_ddp strategy=ddp
 	$(RUN) trainer.val_check_interval=80 name=figure_8 strategy.clock.interval=8
