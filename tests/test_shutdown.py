@@ -212,7 +212,7 @@ def test_resuming_after_a_signal_is_bit_exact(whole: tuple[int, Path], how: int,
         assert torch.equal(random, random_again)
         for a, b in zip(optimizers, optimizers_again, strict=True):
             for key, values in a["state"].items():
-                assert all(torch.equal(v, b["state"][key][name]) for name, v in values.items())
+                assert all(torch.equal(*map(torch.as_tensor, (v, b["state"][key][name]))) for name, v in values.items())
 
 
 def test_sigterm_during_the_last_validation_still_stops_with_a_checkpoint(tmp_path: Path) -> None:
