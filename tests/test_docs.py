@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, Command, only_run
+from tests.conftest import NAME, REPOSITORY, Command, only_run
 from ticks.config import compose_strictly
 
 PAGE = (REPOSITORY / "docs" / "tasks.md").read_text()
@@ -77,7 +77,7 @@ PAIRS = (REPOSITORY / "docs" / "sequence_to_sequence.md").read_text()
 def test_the_commands_about_pairs_compose() -> None:
     commands = re.findall(r"python train.py ([^`#\n]*)", PAIRS)
     rows = [code for row in re.findall(r"^\|.*", PAIRS, flags=re.MULTILINE) for code in re.findall(r"`([^`]*)`", row)]
-    changes = [row for row in rows if "=" in row and not row.startswith("ticks ") and "task=" not in row]
+    changes = [row for row in rows if "=" in row and not row.startswith(f"{NAME} ") and "task=" not in row]
     assert len(commands) >= 4
     assert len(changes) >= 5
     verses = ["data=bible", "model=encoder_decoder", "task=sequence_to_sequence"]

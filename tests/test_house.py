@@ -116,7 +116,7 @@ def test_the_packages_own_name_decides_nothing() -> None:
 def test_the_packages_own_name_is_asked_for() -> None:
     """`__name__` knows it, `NAME` in tests: written as a bare word it is not told from the strategy's in a fork."""
     written = re.compile(
-        rf"""(?:startswith|version|getLogger|import_module|find_spec|modules\.get)\(["']{NAME}\.?["']"""
+        rf"""(?:startswith|version|getLogger|import_module|find_spec|modules\.get)\(["']{NAME}[. ]?["']"""
     )
     for file in [*PACKAGE.rglob("*.py"), *(REPOSITORY / "tests").rglob("*.py")]:
         assert not written.search(file.read_text()), file

@@ -15,6 +15,11 @@ def test_every_target_of_its_configuration_is_there() -> None:
     assert len([target for target in targets if target.startswith(f"{NAME}.")]) > 30
 
 
+def test_its_command_is_known(tmp_path: Path) -> None:
+    code, output = run_command(tmp_path, "evl", program="ticks")
+    assert (code, output.count("\n")) == (2, 1), output
+
+
 def test_two_workers_train_as_the_articles_say(tmp_path: Path) -> None:
     small = ("debug=fast", "trainer.max_steps=8", "test=false", "task.sample_bytes=0", "trainer.limit_val_batches=1")
     code, output = run_command(tmp_path, *small, "model=ln_ticks", "strategy=ticks", "trainer.devices=2")

@@ -31,6 +31,7 @@ def renamed(text: str, file: str = "docs/page.md") -> str:
         ("x = ['-m', 'beat', 'train']", "x = ['-m', 'my_lab', 'train']"),
         ("x = ['beat', 'report', 'beat']", "x = ['my_lab', 'report', 'beat']"),
         ("run('eval', program='beat', strategy='beat')", "run('eval', program='my_lab', strategy='beat')"),
+        ("if program == 'beat' and system == 'beat': ...", "if program == 'my_lab' and system == 'beat': ..."),
         ("root / 'src' / 'beat' / 'beat'", "root / 'src' / 'my_lab' / 'beat'"),
         ("print(f'beat: worker {beat.data} ended')", "print(f'my_lab: worker {beat.data} ended')"),
         ("Thread(name='beat-watch', prefix='.beat-')", "Thread(name='my_lab-watch', prefix='.my_lab-')"),

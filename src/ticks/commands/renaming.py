@@ -40,7 +40,7 @@ class Renaming:
             rf"`{name}` command",
             rf"(?:\bbin|\$\(BIN\))/{name}\b",
             rf"""["']{name}["'], \(?["']{command}""",
-            rf"""\bprog(?:ram)?=["']{name}["']""",
+            rf"""\bprog(?:ram)?(?:=|: str = | [=!]= )["']{name}["']""",
             rf"""["'`^]\.?{name}(?=:[ "']|-[a-z{{"'])""",
             rf"""\bproject(?:: str = |: |=)["']?{name}\b""",
         )
