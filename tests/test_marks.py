@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -112,4 +113,7 @@ def test_spares_that_were_not_needed_go_with_the_command(tmp_path: Path) -> None
     assert len(command.group()) == 2
     command.process.kill()
     assert command.end(10) == -9
+    deadline = time.monotonic() + 10
+    while command.group() and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert not command.group()

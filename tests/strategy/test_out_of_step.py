@@ -1,7 +1,9 @@
 """Messages that do not belong together never meet: what workers mean is compared before numbers leave, and data that
 end after different steps are told."""
 
+import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -193,8 +195,16 @@ def test_data_that_end_after_different_steps_are_told_on_every_worker(name: str,
     assert "trainer.max_steps" in first
 
 
-def test_ddp_does_not_wait_for_ever_for_data_that_go_on() -> None:
-    first, _ = run_workers(2, unequal, lambda: DDP(hang_seconds=3, heartbeat_seconds=0.2), {}, timeout=20)
+def test_ddp_does_not_wait_for_ever_for_data_that_go_on(tmp_path: Path) -> None:
+    def job() -> str:
+        said = unequal(lambda: DDP(hang_seconds=3, heartbeat_seconds=0.2), {})
+        (tmp_path / os.environ["LOCAL_RANK"]).touch()
+        deadline = time.monotonic() + 10
+        while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:  # with worker 0 goes what they meet at
+            time.sleep(0.01)
+        return said
+
+    first, _ = run_workers(2, job, timeout=20)
     assert "worker 0: the end of an epoch after step 10, where its data ended, for 3 s; worker 1: elsewhere" in first
 
 
