@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from tests.conftest import REPOSITORY
 from ticks.config import ConfigError, compose_strictly, digest
+from ticks.job import resumed_job
 from ticks.record import summary
 from ticks.run_directory import chosen_run_directory, find_unfinished, is_locked, load_config, locked, new_run_directory
 
@@ -136,3 +137,18 @@ def test_a_run_of_before_sample_prompt_can_be_resumed_and_found(tmp_path: Path) 
     now = load_config(tmp_path)
     assert now.task.sample_prompt == "The "
     assert digest(now) == mine == digest(compose_strictly(["task.sample_prompt=Das"], REPOSITORY / "configs"))
+
+
+def test_who_reads_what_worker_0_has_written_already_comes_to_the_same_job() -> None:
+    """Under torchrun each worker decides by itself, while worker 0 writes down the values that were changed."""
+    run_dir = Path("run")
+    run_dir.mkdir()
+    config = compose_strictly(["model=ln_ticks", "run_dir=run"], REPOSITORY / "configs")
+    OmegaConf.save(OmegaConf.create(OmegaConf.to_container(config, resolve=True)), run_dir / "config.yaml")
+    changes = ["trainer.max_steps=2000", "strategy.clock.interval=4"]
+    first = resumed_job(run_dir, changes)
+    extra = {"choices": first.choices, "config_digest": first.config_digest, "earlier_digests": first.earlier_digests}
+    OmegaConf.save(OmegaConf.create(first.config | extra), run_dir / "config.yaml")
+    assert resumed_job(run_dir, changes).config_digest == first.config_digest
+    assert resumed_job(run_dir, []).config_digest == first.config_digest
+    assert resumed_job(run_dir, ["trainer.max_steps=1999"]).config_digest != first.config_digest

@@ -95,8 +95,10 @@ def resumed_job(run_dir: Path, overrides: list[str], mode: str = "fit") -> Job:
         section = key.partition(".")[0]
         if section in KEPT[mode] and key not in HARMLESS:
             raise ConfigError(f"{override}: {run_dir} keeps its {section}, the checkpoint holds it; start a new run")
-        config_digest = sha256(f"{config_digest} {override}".encode()).hexdigest()[:12]
+        before = plain(config)
         OmegaConf.update(config, key, OverridesParser.create().parse_override(override).value())
+        if plain(config) != before:  # under torchrun worker 0 may have written it down before another one reads it
+            config_digest = sha256(f"{config_digest} {override}".encode()).hexdigest()[:12]
     check_values(config)
     checkpoint, complaints = newest_usable(run_dir / "checkpoints", list(digests))
     is_zero = identity_of(config).rank == 0

@@ -94,6 +94,14 @@ def test_every_sample_is_measured_once_in_equally_many_batches(n: int, size: int
     assert max(len(batch[0]) for batch in batches) <= max(size, -(-n // (n // workers * workers)))
 
 
+def test_the_first_evaluated_batches_are_of_the_whole_dataset() -> None:
+    source = data(1000, eval_batch_size=10)
+    shares = [source.eval_batches("val", 2, worker) for worker in range(2)]
+    first = [int(i) for share in shares for number in range(5) for i in share[number][0]]
+    assert 300 < sum(first) / len(first) < 700
+    assert max(first) > 900
+
+
 def test_fewer_samples_than_workers_are_refused() -> None:
     with pytest.raises(ValueError, match="2 val samples cannot be measured by 3 workers"):
         data(2).check_splits(["val"], 3)

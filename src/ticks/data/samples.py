@@ -15,8 +15,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import Dataset, default_collate
 
 from ticks.data.base import StepData, TrainBatches, mixed
+from ticks.data.order import permute
 
 SPLITS = ("train", "val", "test")
+ORDER = 0  # the seed of the order of evaluated batches: the same for every run, so that runs compare
 
 
 class MapData(StepData):
@@ -145,6 +147,9 @@ class TrainSamples(TrainBatches):
 class EvalSamples(Dataset):
     """Every sample once, in equally many batches on each worker, of at most `batch_size` where that can be: nothing is
     padded, nothing left out. There are at least as many samples as workers.
+
+    Neighbours share a batch, but the batches come in an order of their own: the first few of them are no worse a sample
+    of a dataset that is sorted, by length or by class.
     """
 
     def __init__(self, dataset: Any, collate: Any, *, batch_size: int, seed: int, worker: int, world_size: int) -> None:
@@ -162,7 +167,7 @@ class EvalSamples(Dataset):
 
     def samples(self, index: int) -> range:
         """The samples of this worker's batch number `index`."""
-        number = index * self.world_size + self.worker
+        (number,) = permute(np.array([index * self.world_size + self.worker]), self.n_batches, seed=ORDER).tolist()
         return range(self.n * number // self.n_batches, self.n * (number + 1) // self.n_batches)
 
     def __getitem__(self, index: int) -> Any:
