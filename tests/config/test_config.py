@@ -293,6 +293,7 @@ def test_a_typo_inside_a_groups_file_is_found(file: str, right: str, wrong: str,
     ("content", "message"),
     [
         ("seeed: 3", "unknown key 'seeed'; did you mean 'seed'? valid: "),
+        ("data: {blok_size: 3}", "unknown key 'data.blok_size'; did you mean 'block_size'? valid: "),
         ("trainer: {max_stepss: 3}", "Trainer takes no 'max_stepss'; did you mean 'max_steps'? valid: "),
         ("callbacks: {beep: {_target_: lightning.pytorch.callbacks.Timer, houers: 3}}", "takes no 'houers'; "),
         ("callbacks: {beep: {durations: 3}}", "callbacks.beep has no _target_, so it would do nothing"),
@@ -307,6 +308,13 @@ def test_a_typo_inside_an_experiment_or_debug_file_is_found(
     with pytest.raises(ConfigError) as error:
         checked(f"{group}=mine", configs=configs)
     assert message in messages(error)
+
+
+def test_what_a_debug_file_says_of_other_data_is_left_out_unless_it_was_typed() -> None:
+    config = composed("experiment=digits_vit", "debug=fast")
+    assert "block_size" not in config.data
+    with pytest.raises(ConfigError, match=r"unknown key 'data\.block_size'"):
+        composed("experiment=digits_vit", "debug=fast", "data.block_size=9")
 
 
 @pytest.mark.parametrize("group", ["experiment", "debug"])
