@@ -67,6 +67,18 @@ class Classify(LightningModule):
 '''
 
 
+CALLBACK = """
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+
+class Calls(Callback):
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if batch_idx == 3:
+            raise MisconfigurationException("not now")
+"""
+
+
 WITH_PROMISES = '''
 import torch
 from ticks.data import MapData
@@ -134,6 +146,8 @@ def test_it_trains_and_is_judged_by_its_own_measure(trained: tuple[Path, str]) -
     assert about["val_accuracy"] > 0.9
     assert about["test_accuracy"] > 0.9
     assert "validation accuracy" in output
+    assert "training loss, first and last logged" in output
+    assert output.index("majority, for comparison") < output.index("test accuracy")  # it is the validation data's
     assert "majority, for comparison" in output
     assert "weights torch.Size([2, 2])" in output
     assert "bits per byte" not in output
@@ -166,6 +180,9 @@ def test_what_a_model_needs_and_data_do_not_give_is_named(home: Path, tmp_path: 
     code, output = run(home, tmp_path, "data=halves")
     assert code == 2
     assert output.startswith("error: model: DecoderTransformer needs vocab_size, block_size, which data=halves")
+    code, output = run(home, tmp_path, "data=digits")
+    assert code == 2
+    assert "choose one that fits: model=mlp, model=vit, or set +model.vocab_size=VALUE +model.block_size" in output
 
 
 def test_a_mistake_in_the_middle_of_training_keeps_its_trace(home: Path, tmp_path: Path) -> None:
@@ -177,6 +194,43 @@ def test_a_mistake_in_the_middle_of_training_keeps_its_trace(home: Path, tmp_pat
     assert code == 1, output
     assert "Traceback" in output
     assert "in training_step" in output
+
+
+def test_a_mistake_in_a_callback_does_too(home: Path, tmp_path: Path) -> None:
+    (home / "calls.py").write_text(CALLBACK)
+    code, output = run(home, tmp_path, *THEIRS, "+callbacks.calls._target_=calls.Calls")
+    assert code == 1, output
+    assert "Traceback" in output
+    assert "in on_train_batch_end" in output
+
+
+def test_a_mistake_in_a_constructor_says_where(home: Path, tmp_path: Path) -> None:
+    wrong = MODULE.replace("        torch.manual_seed(0)\n        self.layer", "        self.layr")
+    (home / "built.py").write_text(wrong)
+    code, output = run(home, tmp_path, *THEIRS, "task._target_=built.Classify")
+    assert code == 1, output
+    assert 'built.py", line' in output
+    assert "has no attribute" in output
+
+
+@pytest.mark.parametrize(
+    ("shows", "note"),
+    [
+        ("return 1 / 0", "note: not shown: ZeroDivisionError: division by zero ("),
+        ("return [1, 2]", "note: not shown: TypeError: Classify.show gives a list: it must be a text, a matplotlib"),
+    ],
+)
+def test_a_show_that_fails_costs_nobody_the_result(shows: str, note: str, home: Path, tmp_path: Path) -> None:
+    name = f"shows_{len(shows)}"
+    (home / f"{name}.py").write_text(MODULE.replace('return f"weights {self.layer.weight.shape}"', shows))
+    code, output = run(home, tmp_path, *THEIRS, f"task._target_={name}.Classify", "trainer.max_steps=4",
+                       "trainer.val_check_interval=4")  # fmt: skip
+    assert code == 0, output
+    assert note in output
+    assert "test accuracy" in output
+    about = json.loads((only_run(tmp_path) / "summary.json").read_text())
+    assert about["status"] == "finished"
+    assert about["test_accuracy"] is not None
 
 
 def test_a_measure_that_is_never_logged_is_named_before_training(home: Path, tmp_path: Path) -> None:

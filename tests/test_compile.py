@@ -1,15 +1,27 @@
 """`model.compile`: any model, in place, with the checkpoints it has uncompiled."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from tests.config.test_config import TINY, checked
 from tests.conftest import only_run, run_command
+from ticks.assemble import parts
 from ticks.config import ConfigError
-from ticks.run import parts
+from ticks.models import (
+    DecoderTransformer,
+    EncoderClassifier,
+    EncoderDecoder,
+    Mlp,
+    RecurrentLanguageModel,
+    RMSNorm,
+    TicksAdapter,
+    VisionTransformer,
+)
 
 
 def made(*overrides: str) -> Any:
@@ -17,17 +29,53 @@ def made(*overrides: str) -> Any:
     return parts(checked(*overrides), {}).task
 
 
-@pytest.mark.parametrize("model", ["ln_ticks", "rms", "no_norm"])
-def test_a_compiled_model_has_the_same_checkpoint_and_computes_the_same(model: str) -> None:
-    plain, compiled = (made(*TINY, f"model={model}", f"model.compile={how}") for how in ("false", "eager"))
+BYTES: dict[str, Any] = {"vocab_size": 9, "block_size": 6}
+SMALL: dict[str, Any] = {"d_model": 8, "n_layers": 2, "n_heads": 2}
+TOKENS = torch.randint(1, 9, (2, 6), generator=torch.Generator().manual_seed(0))
+PIXELS = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+PAIRS: dict[str, Any] = {"source_vocab_size": 9, "target_vocab_size": 9, "source_length": 6, "target_length": 6}
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[torch.Tensor, ...]]] = {
+    "decoder": (lambda: DecoderTransformer(**BYTES, **SMALL), (TOKENS,)),
+    "ticks": (lambda: DecoderTransformer(**BYTES, norm=RMSNorm, adapter=TicksAdapter, **SMALL), (TOKENS,)),
+    "encoder": (lambda: EncoderClassifier(**BYTES, n_classes=3, **SMALL), (TOKENS,)),
+    "encoder_decoder": (lambda: EncoderDecoder(**PAIRS, **SMALL), (TOKENS, TOKENS)),
+    "vit": (lambda: VisionTransformer(image_size=(4, 4), n_channels=1, n_classes=3, patch_size=2, **SMALL), (PIXELS,)),
+    "mlp": (lambda: Mlp(n_features=16, n_classes=3), (PIXELS,)),
+    "gru": (lambda: RecurrentLanguageModel(**BYTES, d_model=8, n_layers=2), (TOKENS,)),
+    "lstm": (lambda: RecurrentLanguageModel(**BYTES, d_model=8, cell="lstm"), (TOKENS,)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_a_compiled_model_has_the_same_checkpoint_and_computes_the_same(name: str) -> None:
+    make, inputs = MODELS[name]
+    graphs = []
+
+    def backend(graph: Any, example: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    models = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        models.append(make())
+        if compiled:
+            models[-1].compile(backend=backend)
+    assert list(models[0].state_dict()) == list(models[1].state_dict())
+    outputs = [model(*inputs) for model in models]
+    assert torch.allclose(*outputs, atol=1e-6)
+    for output in outputs:
+        output.square().sum().backward()
+    for theirs, ours in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.allclose(ours.grad, theirs.grad, atol=1e-5)
+    assert graphs
+    assert max(len(graph.graph.nodes) for graph in graphs) < (60 if name in ("gru", "lstm") else 1000)
+
+
+def test_the_command_lines_model_is_compiled_in_place() -> None:
+    plain, compiled = (made(*TINY, "model=ln_ticks", f"model.compile={how}") for how in ("false", "eager"))
     assert list(compiled.state_dict()) == list(plain.state_dict())
-    x = torch.randint(256, (2, 8))
-    losses = [task.loss({"x": x, "y": x}) for task in (plain, compiled)]
-    assert torch.allclose(*losses)
-    for loss in losses:
-        loss.backward()
-    for ours, theirs in zip(compiled.parameters(), plain.parameters(), strict=True):
-        assert torch.allclose(ours.grad, theirs.grad, atol=1e-6)
     assert compiled.model._compiled_call_impl is not None
     assert plain.model._compiled_call_impl is None
 

@@ -152,3 +152,11 @@ def test_who_reads_what_worker_0_has_written_already_comes_to_the_same_job() -> 
     assert resumed_job(run_dir, changes).config_digest == first.config_digest
     assert resumed_job(run_dir, []).config_digest == first.config_digest
     assert resumed_job(run_dir, ["trainer.max_steps=1999"]).config_digest != first.config_digest
+
+
+def test_an_unfinished_run_is_found_where_run_dir_says(tmp_path: Path) -> None:
+    config = compose_strictly(["seed=5", f"run_dir={tmp_path}/mine"], REPOSITORY / "configs")
+    assert find_unfinished(config) is None
+    directory = left(tmp_path / "mine", "stopped", digest(config), age=5)
+    assert find_unfinished(config) == directory
+    assert find_unfinished(compose_strictly(["seed=5"], REPOSITORY / "configs")) is None

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from lightning import LightningDataModule, LightningModule, seed_everything
 from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -130,20 +132,21 @@ def _compile(model: torch.nn.Module, how: bool | str) -> None:
         raise ConfigError("model.compile=true needs a C++ compiler on a CPU: install g++, or name one in CXX")
     known = torch.compiler.list_backends(exclude_tags=())
     if isinstance(how, str) and how not in known:
-        raise ConfigError(f"model.compile={how} must be true, false or a backend: {', '.join(map(str, known))}")
+        offered = ", ".join(torch.compiler.list_backends())
+        raise ConfigError(f"model.compile={how} must be true, false or a backend: {offered}")
     model.compile(backend="inductor" if how is True else how)
 
 
 def _check_optimizer(make: Any, rules: list[Rule], task: LightningModule) -> None:
     """ConfigError now for what would be refused when training begins."""
     try:
-        make([torch.nn.Parameter(torch.zeros(1))])
-    except (TypeError, ValueError) as error:
-        raise ConfigError(under("optimizer", error)) from None
-    try:
-        grouped(task, rules)
+        groups = grouped(task, rules, lr=1.0)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    try:
+        make(groups)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(under("optimizer", error)) from None
 
 
 def _rules(said: Any) -> list[Rule]:
@@ -176,6 +179,16 @@ class Assembled:
     record: Record
     trainer: Trainer
     worker_batch_size: int | None  # None: the data do not say
+
+    def notes(self, choices: Mapping[str, str]) -> list[str]:
+        """What a person should know before training: a line each."""
+        notes, steps = self.parts.notes(choices), self.trainer.max_steps
+        warmup = self.config.schedule.get("warmup_steps", 0) if self.config.schedule else 0
+        if isinstance(warmup, int) and 0 < steps <= warmup and not self.parts.own_optimizer:
+            notes.append(
+                f"schedule.warmup_steps={warmup}: the run of {steps} steps ends before the learning rate is reached"
+            )
+        return notes
 
 
 def assemble(job: Job, me: Identity, worker_command: list[str]) -> Assembled:
@@ -224,6 +237,9 @@ def _choose_accelerator(wish: DictConfig, *, says: bool) -> None:
     if isinstance(wish.devices, int) and wish.devices < 1:
         raise ConfigError(f"trainer.devices={wish.devices} must be at least 1 worker, or auto")
     if wish.accelerator != "auto":
+        there = [name for name in AcceleratorRegistry if AcceleratorRegistry[name]["accelerator"].is_available()]
+        if isinstance(wish.accelerator, str) and wish.accelerator not in (*there, *(["gpu"] if there[1:] else [])):
+            raise ConfigError(f"trainer.accelerator={wish.accelerator}: there is none here; auto, {', '.join(there)}")
         return
     gpus = torch.cuda.device_count()
     enough = gpus > 0 and not (isinstance(wish.devices, int) and wish.devices > gpus)
@@ -241,7 +257,10 @@ def trainer_of(config: DictConfig, data: LightningDataModule, **arguments: Any) 
         data.overfit_batches, wish.overfit_batches = wish.overfit_batches, 0
     if "use_distributed_sampler" not in wish:
         arguments["use_distributed_sampler"] = not contract.knows_workers(data)
-    trainer: Any = build(wish, "trainer", **arguments)
+    try:
+        trainer: Any = build(wish, "trainer", **arguments)
+    except ConfigError as error:
+        raise ConfigError(_with_its_key(str(error), wish)) from error
     devices = wish.devices
     asked = int(devices) * int(wish.get("num_nodes", 1)) if isinstance(devices, int) else trainer.world_size
     if trainer.world_size != asked:
@@ -253,7 +272,17 @@ def trainer_of(config: DictConfig, data: LightningDataModule, **arguments: Any) 
         raise ConfigError(f"trainer.val_check_interval={wish.val_check_interval} must be above 0 steps")
     if (wish.get("log_every_n_steps") or 0) < 0:
         raise ConfigError(f"trainer.log_every_n_steps={wish.log_every_n_steps} must be at least 0 steps")
+    if (wish.get("gradient_clip_val") or 0) < 0:
+        raise ConfigError(f"trainer.gradient_clip_val={wish.gradient_clip_val} must be at least 0; 0: no clipping")
     return trainer
+
+
+def _with_its_key(message: str, wish: DictConfig) -> str:
+    """Lightning's complaint about its Trainer, with the argument that it speaks of before it."""
+    said = message.removeprefix("trainer: ")
+    spoken = (str(key) for key, value in wish.items() if f"`{key!s}`" in said or f"'{value!s}'" in said)
+    key = None if said == message and not message.startswith("trainer: ") else next(spoken, None)
+    return message if key is None else f"trainer.{key}={wish[key]}: {said}"
 
 
 def _worker_batch_size(data: Any, trainer: Any) -> int | None:
@@ -296,7 +325,8 @@ def _quieten() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     profilers = logging.getLogger("lightning.pytorch.profilers")
-    profilers.setLevel(logging.INFO)  # their reports
-    logging.getLogger("lightning.pytorch").propagate = False  # to Hydra's, which would show them once more
+    profilers.setLevel(logging.INFO)  # their reports, which Hydra's handlers would take for news of a job
+    profilers.propagate = False
+    profilers.handlers = [logging.StreamHandler(sys.stdout)]
     for message in QUIET:
         warnings.filterwarnings("ignore", message)

@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from ticks.config import ConfigError, check_values, did_you_mean, digest, plain
-from ticks.run_directory import chosen_run_directory, find_unfinished, load_config, new_run_directory
+from ticks.run_directory import MULTIRUNS, RUNS, chosen_run_directory, find_unfinished, load_config, new_run_directory
 from ticks.strategy.identity import Identity, WrongLauncher, who_am_i
 
 KEPT = {
@@ -51,7 +51,8 @@ def planned_job(config: DictConfig) -> Job:
             raise ConfigError("resume=auto: every worker was started by itself; name the directory, resume=RUN_DIR")
         found = find_unfinished(config)
         if found is None:
-            print("resume=auto: no unfinished run of this configuration; starting a new one", flush=True)
+            places = f"{RUNS}, {MULTIRUNS}" + (f" and {config.run_dir}" if config.run_dir else "")
+            print(f"resume=auto: no unfinished run of this configuration in {places}; starting a new one", flush=True)
         resume = str(found) if found else None
     if resume is not None:  # with auto, the configuration found is the one asked for
         return resumed_job(Path(resume), [] if config.resume == "auto" else list(about.overrides.task))
@@ -109,6 +110,8 @@ def resumed_job(run_dir: Path, overrides: list[str], mode: str = "fit") -> Job:
         raise ConfigError(f"no usable checkpoint in {run_dir}/checkpoints{reasons}")
     if is_zero and mode == "fit":
         print(f"resuming {run_dir} from {checkpoint or 'its start: no checkpoint was written yet'}", flush=True)
+        if checkpoint is not None and checkpoint.name == "final.ckpt":
+            print("it had finished: it is measured again, and trained on if trainer.max_steps is more now", flush=True)
     return Job(
         mode,
         plain(config),

@@ -3,7 +3,7 @@
 import math
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +59,6 @@ class Run:
         """Whether a step was done or begun in this process."""
         return self._assembled and self.made.record.has_begun
 
-    def is_within(self, error: BaseException) -> bool:
-        """Whether it came out of the code of the task, its model or its data."""
-        things = (self.made.parts.task, getattr(self.made.parts.task, "model", None), self.made.parts.data)
-        files = {getattr(sys.modules.get(type(thing).__module__), "__file__", None) for thing in things} - {None}
-        return any(frame.filename in files for frame in traceback.extract_tb(error.__traceback__))
-
     @property
     def launcher(self) -> Any:
         """The one that started this machine's other workers, if it was built yet."""
@@ -92,15 +86,15 @@ class Run:
         tests = self._measure("test") if made.config.test else {}
         if not self.is_zero:
             return None
-        shown, picture = self._shown()
         self.status = "finished"
         self.checkpoint = relative(final)
         summary = self.summarise(tests)
+        shown, picture = self._after(self._shown) or (None, None)
         rows = result_rows(
             summary,
             measures=made.measures or contract.measures_of(task, self._last_val()),
             before=self.before or self._first_validation(),
-            baselines=contract.baselines_of(data),
+            baselines=self._after(lambda: contract.baselines_of(data)) or {},
             ddp_bytes=ledger.ddp_bytes,
             measuring_bytes=ledger.measuring_bytes,
             rows=made.record.file.rows(),
@@ -109,9 +103,23 @@ class Run:
         log_result(trainer.loggers, [*rows[0], *rows[1]], shown=shown, picture=picture)
         return summary
 
+    def _after(self, ask: Callable[[], Any]) -> Any:
+        """What `ask` gives, once the result is safe; a note and None if it fails: it costs nobody a finished run."""
+        try:
+            return ask()
+        except Exception as error:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{frame.filename}:{frame.lineno}"
+            print(f"note: not shown: {type(error).__name__}: {error} ({where})", file=sys.stderr, flush=True)
+            return None
+
     def _shown(self) -> tuple[str | None, Path | None]:
         """What the task has to show: a text, or a picture."""
-        shown: Any = getattr(self.made.parts.task, "show", lambda data: None)(self.made.parts.data)
+        task = self.made.parts.task
+        shown: Any = getattr(task, "show", lambda data: None)(self.made.parts.data)
+        if not isinstance(shown, str | None) and not hasattr(shown, "savefig"):
+            found = f"{type(task).__name__}.show gives a {type(shown).__name__}"
+            raise TypeError(f"{found}: it must be a text, a matplotlib Figure or None")
         if not hasattr(shown, "savefig"):
             return shown, None
         path = self.run_dir / "sample.png"
@@ -126,7 +134,7 @@ class Run:
         self.status = "running"
         self.summarise()
         self.status = "failed"
-        notes = made.parts.notes(self.job.choices)
+        notes = made.notes(self.job.choices)
         announce(self.run_dir, made.trainer, made.parts.task, made.parts.data, made.worker_batch_size, notes)
         config = self.job.config | {"choices": self.job.choices}
         log_config(made.trainer.loggers, config, self.job.coordinates)

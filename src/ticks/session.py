@@ -187,8 +187,8 @@ class Session:
             self._fail(error, 1, all_know=True)
         if isinstance(error, OutOfStep | Refused):
             self._fail(error, USER_MISTAKE, all_know=True)
-        theirs = self.run is not None and self.run.has_trained and self.run.is_within(error)  # the trace says where
-        if isinstance(error, MisconfigurationException) and not theirs:
+        within = self.run is not None and self.run.has_trained  # where a configuration is no longer to blame
+        if isinstance(error, MisconfigurationException) and not within:
             self._fail(error, USER_MISTAKE)
         if isinstance(error, NoMeeting | NoScript | WrongLauncher):
             self._fail(error, USER_MISTAKE)

@@ -32,7 +32,7 @@ from ticks.config import (
     leave_out,
     with_home_directory,
 )
-from ticks.config.hydra import flags
+from ticks.config.hydra import config_folders, flags
 from ticks.job import Job, planned_job, resumed_job
 from ticks.run_directory import check_here, discard_if_empty
 from ticks.session import USER_MISTAKE, die, run
@@ -67,7 +67,11 @@ def main(config_dir: Path) -> None:
 
 
 def _main(arguments: list[str], config_dir: Path) -> None:
-    asked = flags().parse_intermixed_args(arguments)
+    asked, strange = flags().parse_known_intermixed_args(arguments)
+    if strange:
+        plain = strange[0].lstrip("-")
+        hint = f"keys have no dashes: {plain}" if "=" in plain else "--help tells them"
+        die(ConfigError(f"{strange[0]} is no flag; {hint}"))
     if asked.help:
         print(usage(config_dir))
         return
@@ -122,8 +126,7 @@ def _hydra_job(config: DictConfig) -> float | None:
     about = HydraConfig.get()
     many = about.mode == RunMode.MULTIRUN
     try:
-        places = [Path(source.path) for source in about.runtime.config_sources if source.schema == "file"]
-        for place in places[:1]:
+        for place in config_folders()[:1]:
             leave_out(config, about.runtime.choices, place, about.overrides.task)
         check_keys(config, config)
         check_values(config)

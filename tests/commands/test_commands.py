@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from tests.conftest import NAME, REPOSITORY, only_run, run_command
 from ticks.commands import COMMANDS, main
+from ticks.commands.options import where_it_began
 from ticks.config import compose_strictly
 
 CONFIGS = REPOSITORY / "configs"
@@ -183,3 +184,19 @@ def test_the_command_as_users_run_it_ends_the_same_way(tmp_path: Path) -> None:
         2,
         "error: unknown command 'evl'; did you mean 'eval'? valid: " + ", ".join(sorted(COMMANDS)) + "\n",
     )
+
+
+def test_classes_beside_train_py_are_found_from_wherever_a_command_is_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home" / "logs").mkdir(parents=True)
+    (tmp_path / "home" / "beside_it.py").write_text("VALUE = 3")
+    run = tmp_path / "home" / "logs" / "mine"
+    run.mkdir()
+    (run / "config.yaml").write_text("run_dir: logs/mine\noptimizer: {}\n")
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    with where_it_began(Path("home/logs/mine")):
+        assert import_module("beside_it").VALUE == 3
+        assert Path.cwd() == tmp_path / "home"
+    assert (sys.path, Path.cwd()) == (before, tmp_path)

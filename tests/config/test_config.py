@@ -186,6 +186,8 @@ def test_a_seed_of_zero_is_respected() -> None:
         (["~resume"], "~resume: there is no such key, or it is null already"),
         (["modle=ln"], "unknown key 'modle' (value 'ln'); did you mean 'model'?"),
         (["trainer.max_stepss=3"], "unknown key 'trainer.max_stepss' (value 3); did you mean 'max_steps'?"),
+        (["trainer.deterministic=true"], "is added with a +: +trainer.deterministic=true"),
+        (["+trainer.max_steps=3"], "'trainer.max_steps' is there already, so without the +: trainer.max_steps=3"),
         (["++trainer.max_stepss=3"], "lightning.pytorch.Trainer takes no 'max_stepss'; did you mean 'max_steps'?"),
         (["trianer.max_steps=3"], "did you mean 'trainer'?"),
         (["strategy.clock.intervl=3"], "did you mean 'interval'? valid: _target_, interval"),
@@ -605,7 +607,8 @@ def test_train_py_names_its_choices_when_asked_for_help(tmp_path: Path) -> None:
         ("--config-dir nowhere", "--config-dir nowhere: there is no such directory"),
         ("--shell-completion", "needs install=SHELL"),
         ("-m hydra/sweeper=nothing", "Could not find 'hydra/sweeper/nothing'"),
-        ("--nothing", "unrecognized arguments: --nothing"),
+        ("--nothing", "--nothing is no flag; --help tells them"),
+        ("--model=ln", "--model=ln is no flag; keys have no dashes: model=ln"),
     ],
 )
 def test_a_mistake_with_hydras_flags_is_one_message(arguments: str, message: str, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ticks.models import DecoderTransformer
+from ticks.arguments import ArgumentError
+from ticks.models import DecoderTransformer, EncoderClassifier, Mlp, VisionTransformer
 from ticks.optim import Muon, Rule, WarmupCosine, adamw, configure, grouped
 
 
@@ -31,6 +32,28 @@ def test_vectors_do_not_decay_and_matrices_do() -> None:
     all_names = {name for name, _ in model.named_parameters()}
     assert names_in(model, no_decay) == {n for n in all_names if "norm" in n or n.endswith("bias")}
     assert names_in(model, decay) | names_in(model, no_decay) == all_names
+
+
+def test_matrices_are_hidden_ones_and_lead_neither_in_nor_out() -> None:
+    models = {
+        "encoder": EncoderClassifier(vocab_size=9, block_size=4, n_classes=3, d_model=8, n_layers=1, n_heads=2),
+        "vit": VisionTransformer(
+            image_size=(4, 4), n_channels=1, n_classes=3, patch_size=2, d_model=8, n_layers=1, n_heads=2
+        ),
+        "mlp": Mlp(n_features=5, n_classes=3, d_model=8),
+    }
+    block = {f"blocks.0.{part}.weight" for part in ("attention.qkv", "attention.out", "ffn.fc1", "ffn.fc2")}
+    expected = {"encoder": block, "vit": block, "mlp": {"fc1.weight"}}
+    for name, model in models.items():
+        groups = grouped(model, matrices=True)
+        assert set().union(*(names_in(model, g) for g in groups if g.get("matrices"))) == expected[name], name
+
+
+def test_a_factor_of_a_rate_that_cannot_be_read_is_refused() -> None:
+    module = pl.LightningModule()
+    module.layer = nn.Linear(2, 2)
+    with pytest.raises(ArgumentError, match=r"lr_factor=.given. needs an optimizer whose lr can be read"):
+        configure(module, lambda groups: adamw(groups, lr=0.1), None, [Rule("bias", lr_factor=10.0)])
 
 
 def test_frozen_parameters_are_there_for_when_they_thaw_and_do_not_move_before() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ticks.optim import Lion, Muon, adamw, grouped
-from ticks.optim.muon import orthogonalised
+from ticks.optim.muon import multiplies_in_bfloat16, orthogonalised
 
 
 def test_without_gradient_only_decay_moves_a_parameter() -> None:
@@ -75,6 +75,21 @@ def test_the_orthogonal_factor_is_nearly_that_of_the_singular_value_decompositio
         assert values.max() < 1.3
         exact = left @ right
         assert (found * exact).sum() / found.norm() / exact.norm() > 0.97
+
+
+def test_what_is_multiplied_in_is_decided_once_and_kept() -> None:
+    """On another machine a resumed run goes on as it began."""
+    for said in (True, False, None):
+        (p,), (q,) = copies((8, 8))
+        muon = Muon([{"params": [p], "matrices": 1}], bfloat16=said)
+        descend(muon, [p], steps=1)
+        decided = muon.state_dict()["param_groups"][0]["bfloat16"]
+        assert decided is (multiplies_in_bfloat16("cpu") if said is None else said)
+        other = Muon([{"params": [q], "matrices": 1}], bfloat16=not decided)
+        other.load_state_dict(muon.state_dict())
+        assert other.param_groups[0]["bfloat16"] is decided
+    u = torch.randn(1, 16, 8)
+    assert not torch.equal(orthogonalised(u, bfloat16=True), orthogonalised(u))
 
 
 def test_three_matrices_in_one_weight_are_three() -> None:

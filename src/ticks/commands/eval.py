@@ -11,9 +11,7 @@ validation and test data, and print it beside what summary.json says.
 Example: ticks eval run=logs/runs/RUN trainer.devices=2
 """
 
-from contextlib import chdir
-
-from ticks.commands.options import absolute, run_of, split, started_in
+from ticks.commands.options import absolute, run_of, split, where_it_began
 
 
 def main(arguments: list[str]) -> None:
@@ -23,12 +21,12 @@ def main(arguments: list[str]) -> None:
 
     options, overrides = split(arguments, run=None)
     run_dir = run_of(options["run"])
-    place, run_dir, overrides = started_in(run_dir), run_dir.resolve(), [absolute(o) for o in overrides]
-    with chdir(place):
-        metrics = run(resumed_job(run_dir, overrides, mode="eval"))
+    directory, overrides = run_dir.resolve(), [absolute(o) for o in overrides]
+    with where_it_began(run_dir):
+        metrics = run(resumed_job(directory, overrides, mode="eval"))
     if metrics is None:
         return
-    recorded = summary.read(run_dir) if (run_dir / "summary.json").exists() else {}
+    recorded = summary.read(directory) if (directory / "summary.json").exists() else {}
     for key, value in metrics.items():
         before = recorded.get(key) if key != "checkpoint" else None
         print(f"{key:20} {value}" + ("" if before is None else f"   summary.json: {before}"))

@@ -13,10 +13,9 @@ Continue a text with the model of a run's newest checkpoint.
 Example: ticks generate run=logs/runs/RUN prompt="Mr "
 """
 
-from contextlib import chdir
 from typing import Any
 
-from ticks.commands.options import number, run_of, split, started_in
+from ticks.commands.options import number, run_of, split, where_it_began
 from ticks.config import ConfigError, did_you_mean
 
 
@@ -30,14 +29,14 @@ def main(arguments: list[str]) -> None:
     import torch
     from omegaconf import OmegaConf
 
+    from ticks.assemble import parts
     from ticks.job import resumed_job
-    from ticks.run import parts
     from ticks.tasks.language_modeling import tokens_for
 
     run_dir = run_of(options["run"])
-    place, run_dir = started_in(run_dir), run_dir.resolve()
-    with chdir(place):
-        job = resumed_job(run_dir, [], mode="eval")
+    directory = run_dir.resolve()
+    with where_it_began(run_dir):
+        job = resumed_job(directory, [], mode="eval")
         config = OmegaConf.create(job.config)
         made = parts(config, job.choices, job.checkpoint)
         data: Any = made.data

@@ -1,7 +1,9 @@
 """What the commands share: how their arguments are read."""
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import chdir, contextmanager
 from pathlib import Path
 
 from ticks.config import ConfigError
@@ -33,6 +35,18 @@ def started_in(run_dir: Path) -> Path:
     if not depth or recorded.is_absolute() or lies.parts[-depth:] != recorded.parts:
         return Path.cwd()
     return lies.parents[depth - 1]
+
+
+@contextmanager
+def where_it_began(run_dir: Path) -> Iterator[None]:
+    """A block in the directory that a run was started in, where classes beside train.py are found as they were then."""
+    place = str(started_in(run_dir))
+    sys.path.insert(0, place)
+    try:
+        with chdir(place):
+            yield
+    finally:
+        sys.path.remove(place)
 
 
 def absolute(override: str) -> str:

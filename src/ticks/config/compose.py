@@ -207,8 +207,13 @@ def _explain(error: Exception, parsed: Sequence[Override], config_dir: Path) -> 
                 return f"{override.input_line} chooses nothing: {chosen} has no {part}"
             if override.is_delete() and override.value() is None:
                 return f"{override.input_line}: there is no such key, or it is null already"
+            if override.is_add() and "already at" in first:
+                return (
+                    f"{override.input_line}: '{key}' is there already, so without the +: {str(override.input_line)[1:]}"
+                )
             hint = f": it is {MOVED[key]} now" if key in MOVED else _valid_siblings(key, parsed, config_dir)
-            return f"unknown key '{key}' (value {override.value()!r}){hint}"
+            more = f"; another argument of Lightning's Trainer is added with a +: +{override.input_line}"
+            return f"unknown key '{key}' (value {override.value()!r}){hint}{more if key.startswith('trainer.') else ''}"
     return first
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from hydra import initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
@@ -27,6 +28,12 @@ def jobs_of_a_grid(parsed: list[Override]) -> list[list[str]]:
 def flags() -> ArgumentParser:
     """What hydra.main reads of a command line."""
     return get_args_parser()
+
+
+def config_folders() -> list[Path]:
+    """Where the files of the configuration lie; nowhere, if Hydra has not been started."""
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
+    return [Path(source.path) for source in sources if source.schema == "file"]
 
 
 def in_hydra(config_dir: Path) -> initialize_config_dir:

@@ -7,9 +7,12 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from ticks.arguments import ArgumentError, under
+from ticks.config.hydra import config_folders
 from ticks.config.messages import ConfigError, did_you_mean, quoted
 
 OURS = __name__.partition(".")[0] + "."  # classes here hand all that they do not know to their bases
@@ -137,11 +140,29 @@ def offered(node: DictConfig, path: str, offers: Mapping[str, Any], source: str)
     if needed and not node.get("_partial_"):
         has = ", ".join(offers) or "nothing"
         name = str(node["_target_"]).rpartition(".")[2]
+        values = " ".join(f"+{path}.{argument}=VALUE" for argument in needed)
+        others = choices_that_fit(path, offers)
+        instead = f"choose one that fits: {path}={f', {path}='.join(others)}" if others else f"choose another {path}"
         raise ConfigError(
-            f"{path}: {name} needs {', '.join(needed)}, which {source} does not give (it gives: {has}): set"
-            f" +{path}.{needed[0]}=VALUE, or choose another {path}"
+            f"{path}: {name} needs {', '.join(needed)}, which {source} does not give (it gives: {has}): {instead},"
+            f" or set {values}"
         )
     return given
+
+
+def choices_that_fit(group: str, offers: Mapping[str, Any]) -> list[str]:
+    """The files of a group whose class gets all that it needs from `offers` and from its file; none outside Hydra."""
+    fit = []
+    for file in sorted(file for folder in config_folders() for file in (folder / group).glob("*.yaml")):
+        try:
+            content: Any = OmegaConf.to_container(OmegaConf.load(file))
+            below = {key for entry in content.get("defaults", []) if isinstance(entry, dict) for key in entry}
+            needed = set(_required(locate(content["_target_"]))) - content.keys() - below - offers.keys() - {*PARTS}
+        except (KeyError, ImportError, AttributeError, ValueError, OSError, yaml.YAMLError, OmegaConfBaseException):
+            continue  # it builds on another file, or cannot be read: not what to recommend
+        if not needed and offers.keys() & set(_arguments(locate(content["_target_"])) or ()):
+            fit.append(file.stem)
+    return fit
 
 
 def _required(target: Any) -> list[str]:
@@ -175,7 +196,7 @@ def build(node: DictConfig | None, path: str, *args: Any, **kwargs: Any) -> Any:
             failed = (OmegaConf.select(node, key.removeprefix(path)[1:]) if key != path else node) or {}
             of_a_part = isinstance(cause, ArgumentError) and cause.argument.partition(".")[0] not in failed
             raise ConfigError(f"{key}: {cause}" if of_a_part else under(key, cause)) from error
-        raise
+        raise cause from None  # a mistake in the class: its trace says where
 
 
 def is_out_of_memory(error: BaseException) -> bool:

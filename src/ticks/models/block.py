@@ -46,16 +46,16 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
 
-        def site() -> nn.Module:
-            return placement.build(norm, d_model, layer=layer, n_layers=n_layers)
+        def around(site: str) -> nn.Module:
+            return placement.build(norm, d_model, site=site, layer=layer, n_layers=n_layers)
 
         self.placement = placement
-        self.norm1 = site()
+        self.norm1 = around("attention")
         self.attention = SelfAttention(d_model, n_heads, causal=causal, rotary=rotary, dropout=dropout, bias=bias)
         if cross:
-            self.norm_cross = site()
+            self.norm_cross = around("cross")
             self.cross = CrossAttention(d_model, n_heads, dropout=dropout, bias=bias)
-        self.norm2 = site()
+        self.norm2 = around("ffn")
         self.ffn = FeedForward(d_model, d_ff, activation=activation, bias=bias)
         self.dropout = nn.Dropout(dropout)
         self.adapter: nn.Module | None = None
@@ -176,7 +176,10 @@ class Transformer(nn.Module):
 
     def reset_parameters(self) -> None:
         """Normal(0, 0.02) and biases 0, times what the placement says of a layer's role."""
-        initialise(self, self.placement.scale(max(_sublayers(blocks) for blocks in self.stacks())))
+        scales = {
+            layer: self.placement.scale(_sublayers(blocks)) for blocks in self.stacks() for layer in blocks.modules()
+        }
+        initialise(self, scales)
         for name, parameter in self.named_parameters(recurse=False):
             if name.endswith("position"):
                 nn.init.normal_(parameter, std=0.02)

@@ -6,6 +6,7 @@ from typing import TypeVar
 from torch import nn
 
 ROLES = (  # of layers with weights
+    "input",  # from patches or features into the model
     "query_key_value",  # attention's three matrices in one
     "query",
     "key_value",
@@ -24,11 +25,11 @@ def role(name: str, layer: Layer) -> Layer:
     return layer
 
 
-def initialise(model: nn.Module, scale: Mapping[str, float] | None = None) -> None:
-    """Weights of linear layers and embeddings normal(0, 0.02), times `scale` of their role; biases 0."""
-    scale = scale or {}
+def initialise(model: nn.Module, scales: Mapping[nn.Module, Mapping[str, float]]) -> None:
+    """Weights of linear layers and embeddings normal(0, 0.02), times what `scales` has for a layer's role; biases 0."""
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=STD * scale.get(getattr(module, "role", ""), 1.0))
+            factor = scales.get(module, {}).get(getattr(module, "role", ""), 1.0)
+            nn.init.normal_(module.weight, std=STD * factor)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ticks.arguments import at_least, share
 from ticks.models.ffn import activation_named
+from ticks.models.initialise import role
 from ticks.models.norm import LayerNorm
 
 
@@ -28,11 +29,11 @@ class Mlp(nn.Module):
         super().__init__()
         at_least(1, n_features=n_features, n_classes=n_classes, d_model=d_model)
         share(dropout=dropout)
-        self.fc1 = nn.Linear(n_features, d_model)
+        self.fc1 = role("hidden", nn.Linear(n_features, d_model))
         self.norm = norm(d_model)
         self.activation = activation_named(activation)
         self.dropout = nn.Dropout(dropout)
-        self.fc2 = nn.Linear(d_model, n_classes)
+        self.fc2 = role("head", nn.Linear(d_model, n_classes))
 
     def forward(self, x_BxF: Tensor) -> Tensor:
         h_BxD = self.activation(self.norm(self.fc1(x_BxF.flatten(1))))

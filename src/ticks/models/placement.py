@@ -19,10 +19,10 @@ class Placement(Protocol):
 
     final: bool
 
-    def build(self, norm: Norm, d_model: int, *, layer: int, n_layers: int) -> nn.Module:
-        """What stands at one site of block number `layer`, from 1 to `n_layers`."""
+    def build(self, norm: Norm, d_model: int, *, site: str, layer: int, n_layers: int) -> nn.Module:
+        """What stands at a site of block number `layer`, from 1 to `n_layers`: "attention", "cross" or "ffn"."""
 
-    def __call__(self, x_BxTxD: Tensor, sublayer: Sublayer, site: nn.Module) -> Tensor:
+    def __call__(self, x_BxTxD: Tensor, sublayer: Sublayer, built: nn.Module) -> Tensor:
         """The residual stream behind the sublayer, given what was built for its site."""
 
     def scale(self, n_sublayers: int) -> dict[str, float]:
@@ -35,11 +35,11 @@ class Pre:
 
     final = True
 
-    def build(self, norm: Norm, d_model: int, *, layer: int, n_layers: int) -> nn.Module:
+    def build(self, norm: Norm, d_model: int, *, site: str, layer: int, n_layers: int) -> nn.Module:
         return norm(d_model)
 
-    def __call__(self, x_BxTxD: Tensor, sublayer: Sublayer, site: nn.Module) -> Tensor:
-        return x_BxTxD + sublayer(site(x_BxTxD))
+    def __call__(self, x_BxTxD: Tensor, sublayer: Sublayer, built: nn.Module) -> Tensor:
+        return x_BxTxD + sublayer(built(x_BxTxD))
 
     def scale(self, n_sublayers: int) -> dict[str, float]:
         return {"residual": 1 / math.sqrt(n_sublayers)}

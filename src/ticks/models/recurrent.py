@@ -10,6 +10,7 @@ Shapes: B batch, T time, D d_model, V vocabulary, G gates: D each of r, z, n, or
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,14 +42,22 @@ class Recurrent(nn.Module):
         h_BxD = c_BxD = x_BxTxD.new_zeros(len(x_BxTxD), x_BxTxD.shape[2])
         states = []
         for input_BxG in self.input(x_BxTxD).unbind(1):  # all time steps in one product
-            recurrent_BxG = self.recurrent(h_BxD)
-            if self.cell == "gru":
-                h_BxD = gru(input_BxG, recurrent_BxG, h_BxD)
-            else:
-                h_BxD, c_BxD = lstm(input_BxG + recurrent_BxG, c_BxD)
-            h_BxD = self.norm(h_BxD)
+            h_BxD, c_BxD = self.step(input_BxG, h_BxD, c_BxD)
             states.append(h_BxD)
         return torch.stack(states, dim=1)
+
+    def step(self, input_BxG: Tensor, h_BxD: Tensor, c_BxD: Tensor) -> tuple[Tensor, Tensor]:
+        """The state and the cell (B, D) after one time step, given W x; a GRU hands its cell on."""
+        recurrent_BxG = self.recurrent(h_BxD)
+        if self.cell == "gru":
+            h_BxD = gru(input_BxG, recurrent_BxG, h_BxD)
+        else:
+            h_BxD, c_BxD = lstm(input_BxG + recurrent_BxG, c_BxD)
+        return self.norm(h_BxD), c_BxD
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """The step alone: a compiler would write the loop out, time step by time step, which takes it minutes."""
+        self.step = torch.compile(self.step, *args, **kwargs)  # type: ignore[method-assign]
 
 
 def gru(input_BxG: Tensor, recurrent_BxG: Tensor, h_BxD: Tensor) -> Tensor:
@@ -99,6 +108,11 @@ class RecurrentLanguageModel(nn.Module):
         for layer in self.layers:
             x_BxTxD = self.dropout(layer(x_BxTxD))
         return x_BxTxD @ self.embedding.weight.T
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Its layers' steps."""
+        for layer in self.layers:
+            layer.compile(*args, **kwargs)
 
     def generate(
         self, tokens_BxT: Tensor, n: int, *, temperature: float = 0.8, generator: torch.Generator | None = None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ticks.arguments import ArgumentError, at_least
 from ticks.models.block import Transformer
 from ticks.models.heads import ClassificationHead
-from ticks.models.initialise import STD
+from ticks.models.initialise import STD, role
 
 
 class Patches(nn.Module):
@@ -24,7 +24,7 @@ class Patches(nn.Module):
     def __init__(self, patch_size: int, n_channels: int, d_model: int) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.linear = nn.Linear(n_channels * patch_size**2, d_model)
+        self.linear = role("input", nn.Linear(n_channels * patch_size**2, d_model))
 
     def forward(self, images_BxCxHxW: Tensor) -> Tensor:
         B, C, H, W = images_BxCxHxW.shape

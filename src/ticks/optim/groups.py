@@ -1,6 +1,7 @@
 """Parameter groups by name, and what Lightning is told of optimizer and schedule."""
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from ticks.arguments import ArgumentError, not_negative
 
 MakesOptimizer = Callable[..., Optimizer]
 Schedule = Callable[[int, float], float]
+OUTER = ("input", "head")  # roles of layers (ticks.models.initialise) whose weights are no hidden matrices
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,12 @@ def grouped(
 
     The first of the `rules` that matches a parameter's name counts; `lr` is what their factors are of. Vectors and
     scalars (biases, norms) do not decay. With `matrices` the weights of linear layers are groups of their own, which
-    say of how many matrices a weight consists. ArgumentError for a rule that matches nothing.
+    say of how many matrices a weight consists; not those of layers whose `role` is "input" or "head", which lead into a
+    model and out of it as embeddings do. ArgumentError for a rule that matches nothing.
     """
     chosen = [rule if isinstance(rule, Rule) else Rule(**rule) for rule in rules]
-    blocks = {id(m.weight): int(getattr(m, "matrices", 1)) for m in module.modules() if type(m) is nn.Linear}
+    linear = [m for m in module.modules() if type(m) is nn.Linear and getattr(m, "role", "") not in OUTER]
+    blocks = {id(m.weight): int(getattr(m, "matrices", 1)) for m in linear}
     for module_ in module.modules():
         if isinstance(module_, nn.Embedding):
             blocks.pop(id(module_.weight), None)  # tied to a head
@@ -78,9 +82,10 @@ def configure(
     made: Any = getattr(optimizer, "func", optimizer)  # of a partial
     settings = {name: p.default for name, p in inspect.signature(made).parameters.items() if p.default is not p.empty}
     settings |= getattr(optimizer, "keywords", {})
-    groups = grouped(
-        module, parameter_groups, lr=float(settings.get("lr", 0.0)), matrices=getattr(made, "wants_matrices", False)
-    )
+    lr = float(settings.get("lr", float("nan")))
+    groups = grouped(module, parameter_groups, lr=lr, matrices=getattr(made, "wants_matrices", False))
+    if any(math.isnan(group.get("lr", 0.0)) for group in groups):
+        raise ArgumentError("lr_factor", "given", "needs an optimizer whose lr can be read: partial(SGD, lr=0.1)")
     scaled = "mixed" in str(module.trainer.precision)  # Lightning does not clip fused steps of scaled gradients
     built = optimizer(groups, fused=False) if scaled and settings.get("fused") else optimizer(groups)
     if schedule is None:

@@ -21,7 +21,9 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that pushes singular 
 
 class Muon(Optimizer):
     """Parameter groups with `matrices` n take their weights (n rows, columns) for n matrices, one below the other;
-    groups without are AdamW's. `momentum` is b, `betas` and `eps` are AdamW's.
+    groups without are AdamW's. `momentum` is b, `betas` and `eps` are AdamW's. `bfloat16` says whether Newton-Schulz
+    steps multiply in it, which is enough for them; None: where the processor does so itself. Checkpoints hold what was
+    decided; workers on unlike processors need to be told.
 
     ArgumentError for numbers that cannot be used.
     """
@@ -38,12 +40,14 @@ class Muon(Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         newton_schulz_steps: int = 5,
+        bfloat16: bool | None = None,
     ) -> None:
         not_negative(lr=lr, weight_decay=weight_decay, eps=eps)
         below_one(momentum=momentum, betas=betas)
         at_least(1, newton_schulz_steps=newton_schulz_steps)
         defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "betas": tuple(betas), "eps": eps}
-        super().__init__(params, defaults | {"newton_schulz_steps": newton_schulz_steps, "matrices": 0})
+        defaults |= {"newton_schulz_steps": newton_schulz_steps, "bfloat16": bfloat16, "matrices": 0}
+        super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -73,7 +77,10 @@ class Muon(Optimizer):
             updates = torch._foreach_lerp(gradients, means, b)
             stacked = torch.stack(list(updates)).view(len(same) * n, rows // n, columns)
             scale = 0.2 * max(rows // n, columns) ** 0.5
-            orthogonal = orthogonalised(stacked, group["newton_schulz_steps"]).view(len(same), rows, columns)
+            if group.get("bfloat16") is None:
+                group["bfloat16"] = multiplies_in_bfloat16(stacked.device.type)
+            orthogonal = orthogonalised(stacked, group["newton_schulz_steps"], bfloat16=group["bfloat16"])
+            orthogonal = orthogonal.view(len(same), rows, columns)
             torch._foreach_mul_(same, 1 - lr * group["weight_decay"])
             torch._foreach_add_(same, list(orthogonal.unbind(0)), alpha=-lr * scale)
 
@@ -110,18 +117,17 @@ def multiplies_in_bfloat16(device: str) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def orthogonalised(u_NxRxC: Tensor, steps: int = 5) -> Tensor:
+def orthogonalised(u_NxRxC: Tensor, steps: int = 5, *, bfloat16: bool = False) -> Tensor:
     """About U V^T of each matrix u = U S V^T, (N, R, C): singular values between 0.7 and 1.2.
 
-    Newton-Schulz: x = a x + b (x x^T) x + c (x x^T)^2 x, started at u over its Frobenius norm; in bfloat16, which is
-    enough for it, where the processor multiplies in it, else in float32.
+    Newton-Schulz: x = a x + b (x x^T) x + c (x x^T)^2 x, started at u over its Frobenius norm.
     """
     a, b, c = COEFFICIENTS
     x = u_NxRxC.float()
     if tall := x.shape[-2] > x.shape[-1]:
         x = x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    if multiplies_in_bfloat16(x.device.type):
+    if bfloat16:
         x = x.bfloat16()
     for _ in range(steps):
         gram = x @ x.mT

@@ -15,7 +15,9 @@ COLUMNS = ("", "before", "after")
 
 
 def megabytes(n_bytes: float | None) -> str:
-    return "-" if n_bytes is None else f"{n_bytes / 1e6:,.1f} MB"
+    if n_bytes is None:
+        return "-"
+    return f"{n_bytes / 1e3:,.1f} kB" if 0 < n_bytes < 1e5 else f"{n_bytes / 1e6:,.1f} MB"
 
 
 def seen_at_ticks(rows: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
@@ -62,10 +64,12 @@ def result_rows(
     for m in measures:
         old, new, tested = before.get(m.name), summary.get(f"val_{m.name}"), summary.get(f"test_{m.name}")
         reached.append((f"validation {m.label}", number(old, m.digits), number(new, m.digits)))
-        if tested is not None:
-            reached.append((f"test {m.label}", "", number(tested, m.digits)))
         for name, value in baselines.get(m.name, {}).items():
             reached.append((f"  {name}, for comparison", "", number(value, m.digits)))
+        if tested is not None:
+            reached.append((f"test {m.label}", "", number(tested, m.digits)))
+    if losses := [float(row["train/loss"]) for row in rows if row.get("train/loss")]:
+        reached.append(("training loss, first and last logged", number(losses[0], 3), number(losses[-1], 3)))
     interval = f", interval {summary['clock']}" if summary["clock"] else ""
     rule = "".join(f", {summary[key]}" for key in ("sync", "wire") if summary[key])
     how = [(f"steps / ticks ({summary['strategy']}{interval})", "", f"{summary['steps']} / {summary['ticks']}")]
