@@ -5,6 +5,7 @@ So all pairs of a source are in the same split, by default by a hash of the sour
 """
 
 import hashlib
+import json
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -195,15 +196,15 @@ class PairData(MapData):
 
     def recall(self, state_dict: dict[str, Any]) -> None:
         """Take vocabularies and lengths from what `state_dict` returned in an earlier run, which may have said nothing
-        of them. ArgumentError for an argument that asks for others."""
+        of them, before anything else is asked. ArgumentError for an argument that asks for others."""
         learnt = state_dict.get("settings")
         if learnt is None:
             return
         for name, value in self.settings.items():
             if value not in (None, learnt[name]):
                 raise ArgumentError(name, value, f"is not what this run has learnt with: {learnt[name]!r}")
-        self.source_tokenizer = recalled(state_dict["source"]) or self.source_tokenizer
-        self.target_tokenizer = recalled(state_dict["target"]) or self.target_tokenizer
+        self.source_tokenizer = tokenizer_of(state_dict["source"]) or self.source_tokenizer
+        self.target_tokenizer = tokenizer_of(state_dict["target"]) or self.target_tokenizer
         if learnt["shared_vocabulary"]:
             self.source_tokenizer = self.target_tokenizer
         self._prepare(learnt["source_length"], learnt["target_length"], recalled=True)
@@ -225,7 +226,7 @@ class PairData(MapData):
         digest = hashlib.sha256()
         for split, pairs in sorted(self._pairs.items()):
             for sample in pairs.samples:
-                digest.update(repr((split, *sample)).encode("utf-8", errors="surrogatepass"))
+                digest.update(json.dumps((split, *sample)).encode())
         return digest.hexdigest()[:16]
 
 
@@ -274,13 +275,13 @@ class ByLength(TrainSamples):
 
 
 def known_of(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What `recalled` makes a tokenizer of, in plain lists; {} for one that is of neither kind here."""
+    """What `tokenizer_of` makes a tokenizer of, in plain lists; {} for one that is of neither kind here."""
     if isinstance(tokenizer, Symbols):
         return {"symbols": tokenizer.own, "words": tokenizer.words}
     return {"merges": tokenizer.merges} if isinstance(tokenizer, Bpe) else {}
 
 
-def recalled(known: Mapping[str, Any]) -> Tokenizer | None:
+def tokenizer_of(known: Mapping[str, Any]) -> Tokenizer | None:
     """The tokenizer of which `known_of` said this, None for {}."""
     if "symbols" in known:
         return Symbols.of(known["symbols"], words=known["words"])
