@@ -157,8 +157,9 @@ def attached(data: Words, *, step: int = 0, rank: int = 0, world_size: int = 2, 
     data.prepare_data()
     data.setup()
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
-        world_size=world_size, global_rank=rank, global_step=step, accumulate_grad_batches=accumulate
-    )
+        world_size=world_size, global_rank=rank, global_step=step, accumulate_grad_batches=accumulate,
+        lightning_module=SimpleNamespace(automatic_optimization=True),
+    )  # fmt: skip
     return data
 
 

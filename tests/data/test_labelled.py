@@ -146,6 +146,14 @@ def test_the_tokenizer_learns_from_every_training_text_whatever_is_labelled() ->
     ]
 
 
+def test_how_many_texts_there_are_is_told_as_a_fact() -> None:
+    sizes = {split: sum(row.split == split for row in some()) for split in SPLITS}
+    what = f"texts: {sizes['train']} in 2 classes to learn from, {sizes['val']} for val, {sizes['test']} for test"
+    assert directions(vocab_size=None).notes() == [what]
+    (_, note) = directions(vocab_size=None, global_batch_size=1000).notes()
+    assert note.startswith(f"global_batch_size=1000: more than the {sizes['train']} texts there are to learn from")
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_every_text_is_measured_once_by_some_worker(world_size: int) -> None:
     data = directions()
@@ -167,6 +175,13 @@ def test_baselines_are_the_commonest_class_and_a_linear_model_of_words() -> None
 def test_without_scikit_learn_there_is_one_baseline_less(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "sklearn.linear_model", None)
     assert list(directions().baselines()["accuracy"]) == ["commonest class"]
+
+
+def test_of_one_class_in_the_training_split_there_is_no_linear_model() -> None:
+    def north_alone() -> list[Row]:
+        return [row for row in some() if row.split != "train" or row.label == "north"]
+
+    assert list(directions(north_alone).baselines()["accuracy"]) == ["commonest class"]
 
 
 # ---- going on

@@ -2,6 +2,7 @@
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from ticks.arguments import ArgumentError
 from ticks.data import PairFiles
 from ticks.data.pairs import ByLength, Pairs, Sample, padded
-from ticks.data.vocabulary import Symbols
+from ticks.data.vocabulary import UNKNOWN, Symbols
 
 LINES = [f"{'ab' * (i % 7)}{i}\t{'x ' * (i % 5)}y{i % 3}" for i in range(400)]
 
@@ -66,7 +67,7 @@ def test_three_files_are_three_splits_and_nothing_evaluated_is_learnt_from(tmp_p
         split: str(written(tmp_path / split, lines))
         for split, lines in {"train": ["a\tx", "b\ty", "c\tz"], "val": ["b\tq"], "test": ["d\tx"]}.items()
     }
-    made = data(**names)
+    made = data(**names, global_batch_size=2)
     assert {split: sources(made, split) for split in names} == {"train": ["a", "c"], "val": ["b"], "test": ["d"]}
     assert made.notes() == ["pairs: 1 are left out, which have a source that is evaluated"]
     del names["test"]
@@ -128,6 +129,14 @@ def test_symbols_are_those_of_the_training_texts() -> None:
     words = Symbols(["K AE T", "T AE K"], words=True)
     assert words.encode("T AE  K") == [6, 4, 5]
     assert words.decode([6, 4, 5, 2]) == "T AE K"
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_symbols_are_made_again_of_themselves(words: bool) -> None:
+    made = Symbols(["K AE\u2028 \N{REPLACEMENT CHARACTER} \U0001f600 T"], words=words)
+    again = Symbols.of(made.own, words=words)
+    assert (again.symbols, again.tokens, again.words) == (made.symbols, made.tokens, words)
+    assert Symbols.of([], words=words).vocab_size == 4
 
 
 def test_a_vocabulary_never_sees_what_is_evaluated(tmp_path: Path) -> None:
@@ -246,3 +255,92 @@ def test_a_batch_is_the_same_whenever_it_is_made(file: Path) -> None:
     for index in (69, 0, 33):
         assert torch.equal(again.batch(index)["target"], batches[index]["target"])
     assert {len(batch["source"]) for batch in batches} == {4}
+
+
+# ---- going on
+
+
+def other(path: Path, old: str, new: str) -> Path:
+    """The pairs with one target changed."""
+    assert sum(line.endswith(f"\t{old}") for line in LINES) > 0
+    changed = next(i for i, line in enumerate(LINES) if line.endswith(f"\t{old}") and "ab" in line)
+    return written(path, [f"{line[: -len(old)]}{new}" if i == changed else line for i, line in enumerate(LINES)])
+
+
+def go_on(made: PairFiles, state: dict[str, Any], fn: str = "fit") -> None:
+    made.recall(state)
+    made.trainer = SimpleNamespace(state=SimpleNamespace(fn=fn))  # type: ignore[assignment]
+    made.load_state_dict(state)
+
+
+def test_training_goes_on_with_the_same_pairs_alone(file: Path, tmp_path: Path) -> None:
+    state = data(file).state_dict()
+    go_on(data(file), state)
+    same_sizes = data(other(tmp_path / "other.tsv", "x y1", "y y1"))
+    assert {split: len(same_sizes.samples(split)) for split in ("train", "val", "test")} == {
+        split: n for split, n in state["samples"].items() if split != "pairs"
+    }
+    with pytest.raises(Exception, match="not the samples that this run has learnt from") as error:
+        go_on(same_sizes, state)
+    assert "\n" not in str(error.value)
+    go_on(data(tmp_path / "other.tsv"), state, fn="validate")
+    with pytest.raises(Exception, match="not the samples that this run has learnt from"):
+        go_on(data(file, target_length=6), state | {"settings": state["settings"] | {"target_length": 6}})
+
+
+def test_what_an_old_checkpoint_does_not_say_is_not_asked(file: Path) -> None:
+    made = data(file)
+    old = {"samples": {split: len(made.samples(split)) for split in ("train", "val", "test")}}
+    go_on(data(file), old)
+    old["samples"]["val"] += 1
+    with pytest.raises(Exception, match="not the samples that this run has learnt from"):
+        go_on(data(file), old)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("tokens", ["characters", "words", "bpe"])
+def test_a_state_brings_vocabularies_and_lengths_back(file: Path, tmp_path: Path, tokens: str, shared: bool) -> None:
+    if tokens == "bpe":
+        pytest.importorskip("tokenizers")
+    asked: dict[str, Any] = {"target_tokens": tokens, "source_tokens": tokens, "shared_vocabulary": shared}
+    asked["vocab_size"] = 290
+    learnt = data(file, **asked)
+    torch.save(learnt.state_dict(), tmp_path / "state")
+    now = data(written(tmp_path / "b.tsv", [f"long {i} {'q' * i}\tz {i} !" for i in range(150)]), **asked)
+    assert {k: v for k, v in now.shape.items() if k != "decode"} != {
+        k: v for k, v in learnt.shape.items() if k != "decode"
+    }
+    now.recall(torch.load(tmp_path / "state", weights_only=True))
+    assert {k: v for k, v in now.shape.items() if k != "decode"} == {
+        k: v for k, v in learnt.shape.items() if k != "decode"
+    }
+    text = LINES[3].partition("\t")[2]
+    (tokens_of_text,) = learnt.target_tokenizer.encode_many([text])
+    assert now.target_tokenizer.encode_many([text]) == [tokens_of_text]
+    assert now.shape["decode"](tokens_of_text) == text
+    assert (now.source_tokenizer is now.target_tokenizer) == shared
+    batch = now.collate(now.samples("val"))
+    assert int(batch["target"].max()) < learnt.shape["target_vocab_size"]
+    assert batch["source"].shape[1] <= learnt.shape["source_length"]
+    if tokens != "bpe":
+        assert (batch["target"] == UNKNOWN).any()
+    assert batch["references"] == [sample.references for sample in now.samples("val")]
+
+
+def test_another_way_to_cut_texts_than_was_learnt_with_is_refused(file: Path) -> None:
+    state = data(file, source_length=20).state_dict()
+    for wrong, message in (
+        ({"target_tokens": "words"}, "target_tokens='words' is not what this run has learnt with: 'characters'"),
+        ({"source_length": 30}, "source_length=30 is not what this run has learnt with: 20"),
+        ({"shared_vocabulary": True}, "shared_vocabulary=True is not what this run has learnt with: False"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            data(file, **wrong).recall(state)
+
+
+def test_too_long_pairs_are_counted_anew(file: Path, tmp_path: Path) -> None:
+    state = data(file, source_length=6, target_length=5).state_dict()
+    made = data(file)
+    assert made.notes() == []
+    made.recall(state)
+    assert made.notes() == data(file, source_length=6, target_length=5).notes() != []

@@ -1,6 +1,7 @@
 """A table of texts and labels: every format gives the same, and every mistake is one line."""
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from itertools import chain
@@ -122,6 +123,39 @@ def test_splits_can_be_files(tmp_path: Path, given: list[str]) -> None:
     assert any("for val or test are among those to learn from, too" in note for note in data.notes())
 
 
+def with_gaps(missing: list[Any]) -> pd.DataFrame:
+    labels = [["yes", "no"][i % 2] for i in range(60)]
+    labels[10 : 10 + len(missing)] = missing
+    return pd.DataFrame({"text": [f"thing {i}" for i in range(60)], "stars": labels})
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_rows_without_a_label_are_left_out_however_that_is_written(tmp_path: Path, kind: str) -> None:
+    missing = ["", " ", "nan", "NaN", None, float("nan")]
+    data = table(write(with_gaps(missing), tmp_path / f"a.{kind}"))
+    assert data.class_names == ["no", "yes"]
+    assert sum(data.corpus.sizes.values()) == 54
+    assert data.notes()[1] == f"path='{tmp_path}/a.{kind}': 6 rows without a text or a label are left out"
+
+
+def test_numbers_that_are_none_and_unnamed_classes_are_no_labels(tmp_path: Path) -> None:
+    texts, gaps = [f"thing {i}" for i in range(60)], [math.nan if i < 9 else i % 2 for i in range(60)]
+    datasets.Dataset.from_dict({"text": texts, "stars": gaps}).to_parquet(tmp_path / "a.parquet")
+    assert table(tmp_path / "a.parquet").class_names == ["0", "1"]
+    features = datasets.Features(text=datasets.Value("string"), stars=datasets.ClassLabel(names=["bad", "good"]))
+    rows = {"text": texts, "stars": [-1 if i < 9 else i % 2 for i in range(60)]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "b.parquet")
+    for name in ("a", "b"):
+        corpus = table(tmp_path / f"{name}.parquet").corpus
+        assert (corpus.left_out, len(corpus.class_names), sum(corpus.sizes.values())) == (9, 2, 51)
+
+
+def test_of_a_table_without_any_label_nothing_is_left(tmp_path: Path) -> None:
+    file = write(with_gaps(["nan"] * 50)[10:], tmp_path / "a.csv")
+    with pytest.raises(ArgumentError, match=r"^path='.*' has no row with both 'text' and 'stars'$"):
+        _ = table(file).corpus
+
+
 def test_a_home_directory_can_be_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     write(frame(), tmp_path / "a.csv")
@@ -170,7 +204,7 @@ def test_a_mistake_names_what_is_wrong(tmp_path: Path, name: str, make: Any, opt
 
 
 def test_without_a_file_the_endings_are_named() -> None:
-    with pytest.raises(ArgumentError, match=r"^path=None must be a file: one of \.csv, "):
+    with pytest.raises(ArgumentError, match=r"^path=None is not set: give the file to read, one of \.csv, "):
         table(None)
 
 

@@ -23,6 +23,10 @@ FAST = (*BYTES, "optimizer=adamw")
 DIGITS = ("experiment=digits_mlp", "debug=fast", *QUIET)
 VIT = ("experiment=digits_vit", "debug=fast", *QUIET)
 PHONEMES = ("experiment=g2p", "debug=fast", *QUIET)
+PAIRS = ("debug=fast", "data=pairs", "data.path=pairs.tsv", *QUIET)  # which `measure` writes
+WORDS_OF_PAIRS = ("model=encoder_decoder", "task=sequence_to_sequence", "data.target_tokens=words", *PAIRS)
+VERSES = ("experiment=verses", "data.source_tokens=bpe", "data.target_tokens=bpe", "data.shared_vocabulary=true",
+          "data.vocab_size=300", "data.source_length=40", "data.target_length=40", *PAIRS)  # fmt: skip
 TOPICS = ("experiment=topics", "debug=fast", "model.n_layers=2", "model.dropout=0.1", *QUIET)
 OF_OTHER_DATA = ("mlp", "vit", "encoder", "encoder_decoder")  # models with cases of their own
 LOSSES = ("train/loss", "val/loss")
@@ -47,6 +51,8 @@ def cases() -> dict[str, tuple[int, tuple[str, ...]]]:
         "digits, a vision transformer": (2, VIT),
         "mnist, a perceptron": (2, ("experiment=mnist_mlp", "debug=fast", *QUIET)),
         "phonemes, an encoder-decoder": (2, PHONEMES),
+        "pairs, an encoder-decoder": (2, WORDS_OF_PAIRS),
+        "pairs, the choices for verses": (2, VERSES),
         "topics, an encoder": (2, TOPICS),
         "data/tokenizer=bpe": (2, (*FAST, "data/tokenizer=bpe", "data.tokenizer.vocab_size=512")),
     }
@@ -56,6 +62,7 @@ def cases() -> dict[str, tuple[int, tuple[str, ...]]]:
 def measure(name: str, directory: Path) -> dict[str, Any]:
     """Losses of one case by step, and a digest of the parameters that it ends with. Its workers are forked here."""
     n, overrides = cases()[name]
+    (directory / "pairs.tsv").write_text("\n".join(pairs()))
     code, output = run_forked(n, directory, *overrides)
     assert code == 0, output
     run = only_run(directory)
@@ -66,6 +73,12 @@ def measure(name: str, directory: Path) -> dict[str, Any]:
     for tensor in state.values():  # in the module's order, whatever their names
         digest.update(tensor.numpy().tobytes())
     return losses | {"parameters": digest.hexdigest()[:16]}
+
+
+def pairs() -> list[str]:
+    """Numbers in figures and in words, a source, a tab and a target each."""
+    words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    return [f"number {n}\t{' '.join(words[int(figure)] for figure in str(n))}" for n in range(0, 4000, 7)]
 
 
 def machine() -> str:

@@ -12,6 +12,7 @@ SOME = (
     "optimizer=muon",
     "dropout, accumulation",
     "digits, a perceptron",
+    "pairs, the choices for verses",
 )
 
 

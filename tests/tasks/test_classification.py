@@ -65,6 +65,18 @@ def test_the_measures_are_scikit_learns() -> None:
     assert torch.equal(task.confusion_CxC, torch.tensor(confusion_matrix(y, seen, labels=range(10))))
 
 
+def test_the_calibration_error_is_the_mean_gap_between_confidence_and_accuracy() -> None:
+    """Of 15 bins of confidence three have samples: the gaps |0.95 - 2/4|, |0.7 - 1|, |0.62 - 0| count by how many."""
+    task = Classification(nn.Identity(), n_classes=2)
+    task.log = lambda *_, **__: None  # type: ignore[method-assign]
+    confidence, right = [0.95, 0.95, 0.95, 0.95, 0.7, 0.7, 0.62], [1, 1, 0, 0, 1, 1, 0]
+    logits = torch.tensor([[p, 1 - p] for p in confidence]).log()
+    for rows in (slice(0, 3), slice(3, 7)):
+        task.validation_step((logits[rows], 1 - torch.tensor(right)[rows]), 0)
+    expected = (4 * 0.45 + 2 * 0.3 + 1 * 0.62) / 7
+    assert float(task._metric("val", "calibration_error").compute()) == pytest.approx(expected, abs=1e-6)
+
+
 def test_the_confusion_matrix_is_a_picture_or_text(monkeypatch: pytest.MonkeyPatch) -> None:
     task = Classification(nn.Linear(2, 2), n_classes=2)
     assert task.show(None) is None

@@ -217,6 +217,27 @@ def test_one_worker_measures_the_same(trained: tuple[Path, str]) -> None:
             assert float(found[f"{split}_{name}"]) == pytest.approx(about[f"{split}_{name}"], rel=1e-5), name
 
 
+def test_other_pairs_are_judged_with_what_was_learnt_and_not_learnt_from(trained: tuple[Path, str]) -> None:
+    run, _ = trained
+    place = run.parents[2]
+    before = (place / "pairs.tsv").read_text()
+    lines = before.splitlines()
+    (place / "more.tsv").write_text("\n".join([*lines, *(f"z{i}\tZ Z {i}" for i in range(100))]))
+    code, output = run_command(
+        place, "eval", f"run={run}", "data.path=more.tsv", "trainer.devices=1", "test=false", program="ticks"
+    )
+    assert code == 0, output
+    assert "val_phoneme_error_rate" in output
+    (place / "pairs.tsv").write_text(before[:-1] + ("A" if before[-1] != "A" else "B"))
+    try:
+        code, output = run_command(place, f"resume={run}", "trainer.max_steps=26")
+    finally:
+        (place / "pairs.tsv").write_text(before)
+    assert code == 2, output
+    assert "error: data: these are not the samples that this run has learnt from" in output
+    assert "Traceback" not in output
+
+
 def test_texts_are_judged_by_chrf_and_shown_with_what_is_right(place: Path) -> None:
     data = PairFiles(path=str(place / "pairs.tsv"), global_batch_size=8)
     shape = dict(data.shape)

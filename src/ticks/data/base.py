@@ -68,7 +68,8 @@ class StepData(LightningDataModule):
         return {}
 
     def notes(self) -> list[str]:
-        """What a person should know about the data before training, one line each, each beginning with an argument."""
+        """What a person should know about the data before training, one line each, each beginning with an argument
+        or with what there is of something."""
         return []
 
     def worker_batch_size(self, world_size: int, accumulate: int = 1) -> int:
@@ -107,7 +108,7 @@ class StepData(LightningDataModule):
         trainer = self.trainer
         batch_size = self.worker_batch_size(trainer.world_size, trainer.accumulate_grad_batches)
         batches = self.train_batches(trainer.world_size, trainer.global_rank, batch_size)
-        batches.start = trainer.global_step * trainer.accumulate_grad_batches
+        batches.start = batches_done(trainer)
         batches.only = self.overfit_batches
         return self._loader(batches)
 
@@ -157,6 +158,14 @@ class TrainBatches(IterableDataset):
         offset, stride = (info.id, info.num_workers) if info else (0, 1)
         numbers = count(self.start + offset, stride)
         return (self.batch(number % self.only if self.only else number) for number in numbers)
+
+
+def batches_done(trainer: Any) -> int:
+    """This worker's batches so far. A task that optimizes by itself takes any number of steps with a batch, and
+    `global_step` counts those of all its optimizers."""
+    if trainer.lightning_module.automatic_optimization:
+        return trainer.global_step * trainer.accumulate_grad_batches  # which may be others than before
+    return trainer.fit_loop.epoch_loop.batch_progress.total.processed
 
 
 def _leave_signals_to_training(_: int) -> None:

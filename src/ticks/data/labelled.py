@@ -95,11 +95,12 @@ class LabelledTexts(MapData):
         return f"{self.global_batch_size} {self.samples_are} of up to {self.block_size} {self.tokenizer.unit}"
 
     def notes(self) -> list[str]:
-        wish = "null" if self.n_per_class is None else self.n_per_class
         sizes = {split: len(texts) for split, texts in self.datasets.items()}  # type: ignore[arg-type]
         held = ", ".join(f"{n:,} for {split}" for split, n in sizes.items() if split != "train")
-        what = f"{sizes['train']:,} {self.samples_are} in {len(self.class_names)} classes to learn from, {held}"
-        return [f"n_per_class={wish}: {what}"]
+        classes = f"in {len(self.class_names)} classes to learn from, {held}"
+        if self.n_per_class is None:
+            return [f"{self.samples_are}: {sizes['train']:,} {classes}", *super().notes()]
+        return [f"n_per_class={self.n_per_class}: {sizes['train']:,} {self.samples_are} {classes}", *super().notes()]
 
     def load(self) -> dict[str, Dataset]:
         corpus, numbers = self.corpus, self._numbers()
@@ -157,7 +158,7 @@ class LabelledTexts(MapData):
         rows = self.datasets["train"].rows  # type: ignore[attr-defined]
         y_N, y_M = self.corpus.labels("train")[rows], self.corpus.labels("val")
         found = {"commonest class": float((y_M == np.bincount(y_N).argmax()).mean())}
-        if len(rows) <= MOST_FOR_TFIDF:
+        if len(rows) <= MOST_FOR_TFIDF and len(set(y_N.tolist())) > 1:
             taken = set(rows.tolist())
             train = [text for i, text in enumerate(self.corpus.texts("train")) if i in taken]
             found |= tfidf(train, y_N, list(self.corpus.texts("val")), y_M)

@@ -5,8 +5,10 @@ So all pairs of a source are in the same split, by default by a hash of the sour
 """
 
 import hashlib
+import json
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,31 +76,22 @@ class PairData(MapData):
         if shared_vocabulary and source_tokens != target_tokens:
             raise ArgumentError("shared_vocabulary", True, f"needs source_tokens={source_tokens!r} on both sides")
         self.vocab_size = vocab_size
+        self.settings = {
+            "source_tokens": source_tokens,
+            "target_tokens": target_tokens,
+            "shared_vocabulary": shared_vocabulary,
+            "source_length": source_length,
+            "target_length": target_length,
+        }
         self.left_out: dict[str, int] = {}  # pairs that are not learnt from, by the reason
-        by_split = self._without_leaks(self.pairs())
-        sources, targets = ([pair[side] for pair in by_split["train"]] for side in (0, 1))
+        self._texts = self._without_leaks(self.pairs())
+        sources, targets = ([pair[side] for pair in self._texts["train"]] for side in (0, 1))
         if shared_vocabulary:
             self.source_tokenizer = self.target_tokenizer = self.tokenizer(target_tokens, [*sources, *targets])
         else:
             self.source_tokenizer = self.tokenizer(source_tokens, sources)
             self.target_tokenizer = self.tokenizer(target_tokens, targets)
-        samples = {split: self._samples(pairs, grouped=split != "train") for split, pairs in by_split.items()}
-        every = [sample for of_split in samples.values() for sample in of_split]
-        self.source_length = source_length or max(len(sample.source) for sample in every)
-        self.target_length = target_length or max(len(sample.target) for sample in every) + 1
-        samples["train"] = self._fitting(samples["train"])
-        self._pairs = {split: Pairs(of_split) for split, of_split in samples.items() if of_split}
-        self.shape = {
-            "source_vocab_size": self.source_tokenizer.vocab_size,
-            "target_vocab_size": self.target_tokenizer.vocab_size,
-            "shared_vocabulary": shared_vocabulary,
-            "source_length": self.source_length,
-            "target_length": self.target_length,
-            "pad_id": PAD,
-            "start_id": START,
-            "end_id": END,
-            "decode": self.target_tokenizer.decode,
-        }
+        self._prepare(source_length, target_length)
 
     # ---- what a source of pairs says
 
@@ -114,6 +107,32 @@ class PairData(MapData):
         return Symbols(texts, words=kind == "words")
 
     # ---- what becomes of them
+
+    def _prepare(self, source_length: int | None, target_length: int | None, *, recalled: bool = False) -> None:
+        """Make samples of the pairs, with the tokenizers that there are, and say the shape. ArgumentError if none is
+        short enough to be learnt from, unless tokenizers and lengths are `recalled`: then all may be evaluated only."""
+        samples = {split: self._samples(pairs, grouped=split != "train") for split, pairs in self._texts.items()}
+        every = [sample for of_split in samples.values() for sample in of_split]
+        self.source_length = source_length or max(len(sample.source) for sample in every)
+        self.target_length = target_length or max(len(sample.target) for sample in every) + 1
+        kept = [sample for sample in samples["train"] if self._fits(sample)]
+        if not kept and not recalled:
+            also = f"and target_length={self.target_length} leave no pair to learn from"
+            raise ArgumentError("source_length", self.source_length, also)
+        self.n_too_long = len(samples["train"]) - len(kept)
+        samples["train"] = kept or samples["train"]
+        self._pairs = {split: Pairs(of_split) for split, of_split in samples.items() if of_split}
+        self.shape = {
+            "source_vocab_size": self.source_tokenizer.vocab_size,
+            "target_vocab_size": self.target_tokenizer.vocab_size,
+            "shared_vocabulary": self.settings["shared_vocabulary"],
+            "source_length": self.source_length,
+            "target_length": self.target_length,
+            "pad_id": PAD,
+            "start_id": START,
+            "end_id": END,
+            "decode": self.target_tokenizer.decode,
+        }
 
     def _without_leaks(self, by_split: Mapping[str, list[Pair]]) -> dict[str, list[Pair]]:
         """Each pair once, and nothing learnt from whose source is evaluated. ValueError if a split is empty."""
@@ -142,15 +161,9 @@ class PairData(MapData):
         ]
         return sorted(samples, key=lambda sample: (len(sample.source), len(sample.target)))
 
-    def _fitting(self, samples: list[Sample]) -> list[Sample]:
-        """Those that are not too long to be learnt from. ArgumentError if none is left."""
-        most = self.source_length, self.target_length
-        kept = [s for s in samples if len(s.source) <= most[0] and len(s.target) < most[1]]
-        if n := len(samples) - len(kept):
-            self.left_out[f"are longer than {most[0]} and {most[1]} tokens"] = n
-        if not kept:
-            raise ArgumentError("source_length", most[0], f"and target_length={most[1]} leave no pair to learn from")
-        return kept
+    def _fits(self, sample: Sample) -> bool:
+        """Whether it is not too long to be learnt from."""
+        return len(sample.source) <= self.source_length and len(sample.target) < self.target_length
 
     def samples(self, split: str) -> list[Sample]:
         """Of a split, by length."""
@@ -175,7 +188,46 @@ class PairData(MapData):
         )  # fmt: skip
 
     def notes(self) -> list[str]:
-        return [f"pairs: {n:,} are left out, which {reason}" for reason, n in self.left_out.items()]
+        too_long = {f"are longer than {self.source_length} and {self.target_length} tokens": self.n_too_long}
+        left_out = {reason: n for reason, n in (self.left_out | too_long).items() if n}
+        return super().notes() + [f"pairs: {n:,} are left out, which {reason}" for reason, n in left_out.items()]
+
+    # ---- going on
+
+    def recall(self, state_dict: dict[str, Any]) -> None:
+        """Take vocabularies and lengths from what `state_dict` returned in an earlier run, which may have said nothing
+        of them, before anything else is asked. ArgumentError for an argument that asks for others."""
+        learnt = state_dict.get("settings")
+        if learnt is None:
+            return
+        for name, value in self.settings.items():
+            if value not in (None, learnt[name]):
+                raise ArgumentError(name, value, f"is not what this run has learnt with: {learnt[name]!r}")
+        self.source_tokenizer = tokenizer_of(state_dict["source"]) or self.source_tokenizer
+        self.target_tokenizer = tokenizer_of(state_dict["target"]) or self.target_tokenizer
+        if learnt["shared_vocabulary"]:
+            self.source_tokenizer = self.target_tokenizer
+        self._prepare(learnt["source_length"], learnt["target_length"], recalled=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        lengths = {"source_length": self.source_length, "target_length": self.target_length}
+        return super().state_dict() | {
+            "settings": self.settings | lengths,
+            "source": known_of(self.source_tokenizer),
+            "target": known_of(self.target_tokenizer),
+        }
+
+    def _identity(self) -> dict[str, Any]:
+        return super()._identity() | {"pairs": self._digest}
+
+    @cached_property
+    def _digest(self) -> str:
+        """Another one whenever other samples, or the same in another order, are learnt from or evaluated."""
+        digest = hashlib.sha256()
+        for split, pairs in sorted(self._pairs.items()):
+            for sample in pairs.samples:
+                digest.update(json.dumps((split, *sample)).encode())
+        return digest.hexdigest()[:16]
 
 
 class Pairs(Dataset):
@@ -220,6 +272,20 @@ class ByLength(TrainSamples):
         by_length = samples[np.argsort(self.dataset.lengths[samples], kind="stable")]
         steps = permute(np.arange(self.steps), self.steps, seed=mixed(self.seed, 2, window))
         return by_length.reshape(self.steps, self.step_size)[steps]
+
+
+def known_of(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What `tokenizer_of` makes a tokenizer of, in plain lists; {} for one that is of neither kind here."""
+    if isinstance(tokenizer, Symbols):
+        return {"symbols": tokenizer.own, "words": tokenizer.words}
+    return {"merges": tokenizer.merges} if isinstance(tokenizer, Bpe) else {}
+
+
+def tokenizer_of(known: Mapping[str, Any]) -> Tokenizer | None:
+    """The tokenizer of which `known_of` said this, None for {}."""
+    if "symbols" in known:
+        return Symbols.of(known["symbols"], words=known["words"])
+    return Bpe(known["merges"]) if "merges" in known else None
 
 
 def padded(sequences: Sequence[list[int]]) -> Tensor:

@@ -121,14 +121,24 @@ class MapData(StepData):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """MisconfigurationException if training would go on with other data."""
         wanted, training = state_dict.get("samples"), self.trainer is not None and self.trainer.state.fn == "fit"
-        if training and wanted and wanted != self._identity():
+        if not training or not wanted:  # checkpoints once said less
+            return
+        now = self._identity()
+        if any(now.get(name) != value for name, value in wanted.items()):
             raise MisconfigurationException(
-                f"data: these are not the samples that this run has learnt from ({self._identity()}, it had {wanted}):"
+                f"data: these are not the samples that this run has learnt from ({now}, it had {wanted}):"
                 " give them back, or start a new run"
             )
 
-    def _identity(self) -> dict[str, int]:
+    def _identity(self) -> dict[str, Any]:
         return {split: self._size(dataset) for split, dataset in self.datasets.items()}
+
+    def notes(self) -> list[str]:
+        n = self._size(self.datasets["train"])
+        if self.global_batch_size <= n:
+            return []
+        there = f"more than the {n:,} {self.samples_are} there are to learn from"
+        return [f"global_batch_size={self.global_batch_size}: {there}, a step sees some of them more than once"]
 
 
 class TrainSamples(TrainBatches):

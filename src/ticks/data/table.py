@@ -16,6 +16,8 @@ from ticks.data.labelled_corpus import Row
 FORMATS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet"}
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 MOST_CLASSES = 1000
+FORMAT = 2  # raise it when other rows are made of the same file: tables are then read again
+NOT_A_NUMBER = ("nan", "NaN")  # as a table has it that was written from one with gaps
 
 
 class Table(LabelledTexts):
@@ -42,7 +44,7 @@ class Table(LabelledTexts):
     ) -> None:
         super().__init__(**arguments)
         if not path:
-            raise ArgumentError("path", path, f"must be a file: one of {', '.join(FORMATS)}")
+            raise ArgumentError("path", path, f"is not set: give the file to read, one of {', '.join(FORMATS)}")
         given = {"path": path, "val_path": val_path, "test_path": test_path}
         self.files = {name: Path(os.path.expanduser(file)) for name, file in given.items() if file}
         self.text = text
@@ -58,14 +60,16 @@ class Table(LabelledTexts):
 
     def identity(self) -> str:
         stats = [(name, str(file.resolve()), file.stat()) for name, file in self.files.items()]
-        return f"table:{self.text}:{self.label}:{[(*of, stat.st_size, stat.st_mtime_ns) for *of, stat in stats]}"
+        return (
+            f"table:{FORMAT}:{self.text}:{self.label}:{[(*of, stat.st_size, stat.st_mtime_ns) for *of, stat in stats]}"
+        )
 
     def rows(self) -> Iterator[Row]:
         given = {name.partition("_")[0] for name in self.files if name != "path"}
         n, labels = 0, set()
         for name, file in self.files.items():
             for text, label in self._columns(name, file):
-                if not text.strip() or not label:
+                if not text.strip() or not label.strip():
                     yield Row(None, b"", "")
                     continue
                 n += 1
@@ -104,8 +108,7 @@ class Table(LabelledTexts):
             text, label = self._checked(file, table.column_names)
             names = getattr(table.features[label], "names", None)  # of a column that holds numbers of classes
             for row in table.select_columns([text, label]):
-                number = row[label]
-                yield _as_text(row[text]), names[number] if names and number is not None else _as_text(number)
+                yield _as_text(row[text]), _label(row[label], names)
 
     def _checked(self, file: Path, columns: list[str]) -> tuple[str, str]:
         """ArgumentError for a column that is not there."""
@@ -137,6 +140,14 @@ def _why(error: Exception, kind: str) -> str:
     cause = error.__cause__ or error
     reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
     return "has no rows" if "no data" in reason else f"cannot be read as {kind}: {reason}"
+
+
+def _label(value: Any, names: list[str] | None) -> str:
+    """Empty where there is none; of a column whose numbers have `names`, -1 is none."""
+    if names and value is not None:
+        return names[value] if value >= 0 else ""
+    text = _as_text(value)
+    return "" if text in NOT_A_NUMBER else text
 
 
 def _as_text(value: Any) -> str:

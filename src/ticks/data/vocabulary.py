@@ -30,6 +30,16 @@ class Symbols:
         self.symbols = [*NAMES, *sorted({symbol for text in texts for symbol in self._cut(text)})]
         self.tokens = {symbol: i for i, symbol in enumerate(self.symbols) if i > UNKNOWN}
 
+    @classmethod
+    def of(cls, symbols: Iterable[str], *, words: bool = False) -> "Symbols":
+        """With these very symbols, as `own` gives them."""
+        return cls([(" " if words else "").join(symbols)], words=words)
+
+    @property
+    def own(self) -> list[str]:
+        """Those of the texts."""
+        return self.symbols[UNKNOWN + 1 :]
+
     @property
     def vocab_size(self) -> int:
         return len(self.symbols)
