@@ -8,8 +8,8 @@ import torch
 
 from tests.config.test_config import TINY, checked
 from tests.conftest import only_run, run_command
+from ticks.assemble import parts
 from ticks.config import ConfigError
-from ticks.run import parts
 
 
 def made(*overrides: str) -> Any:

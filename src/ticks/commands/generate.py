@@ -30,8 +30,8 @@ def main(arguments: list[str]) -> None:
     import torch
     from omegaconf import OmegaConf
 
+    from ticks.assemble import parts
     from ticks.job import resumed_job
-    from ticks.run import parts
     from ticks.tasks.language_modeling import tokens_for
 
     run_dir = run_of(options["run"])
