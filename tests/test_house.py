@@ -11,7 +11,7 @@ from tests.conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "src" / "ticks"
 NAME = PACKAGE.name
-EVERYBODYS = {"arguments", "agreement"}  # what any room may use: the standard library alone
+EVERYBODYS = {"arguments", "similarity"}  # what any room may use: the standard library alone
 MAY_KNOW = {  # besides itself
     "data": {"contract"},
     "models": set(),

@@ -177,10 +177,10 @@ class Session:
         from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
         from ticks.strategy.checkpoint import CheckpointNotWritten
-        from ticks.strategy.known import NonFiniteLoss
         from ticks.strategy.launch import NoScript
         from ticks.strategy.meeting import NoMeeting
         from ticks.strategy.refusals import Refused
+        from ticks.strategy.shared_facts import NonFiniteLoss
         from ticks.strategy.wire import OutOfStep
 
         if isinstance(error, NonFiniteLoss | CheckpointNotWritten):

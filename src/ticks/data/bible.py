@@ -10,8 +10,8 @@ import re
 from collections import defaultdict
 from typing import Any
 
-from ticks.agreement import chrf, ngram_counts
 from ticks.data.pairs import Pair, PairData
+from ticks.similarity import chrf, ngram_counts
 
 MARK = re.compile(r"\\\\(\d+):(\d+)\\\\")
 WRONGLY_NUMBERED = range(23_065_000, 24_000_000)

@@ -8,8 +8,8 @@ import re
 from collections import Counter, defaultdict
 from typing import Any
 
-from ticks.agreement import nearest
 from ticks.data.pairs import Pair, PairData, Sample, split_by_source
+from ticks.similarity import nearest
 
 LETTERS = re.compile("[a-z]+")
 

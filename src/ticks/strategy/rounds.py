@@ -20,11 +20,11 @@ from ticks.strategy.exchange import Exchange, Message
 from ticks.strategy.facts import FIELDS, Round, largest_lr, only_weight
 from ticks.strategy.flat import copy
 from ticks.strategy.gradients import GradientMessages
-from ticks.strategy.known import Everyones, Known
 from ticks.strategy.ledger import Ledger
 from ticks.strategy.optimizer_state import Keep, OptimizerState, treat
 from ticks.strategy.plan import Plan
 from ticks.strategy.refusals import Refused
+from ticks.strategy.shared_facts import Everyones, Known
 from ticks.strategy.sync import Sync
 from ticks.strategy.wire import FP32, Wire, ring_bytes
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ticks.arguments import ArgumentError, at_least, one_of
-from ticks.strategy.agreed import AgreedModel
+from ticks.strategy.agreed_model import AgreedModel
 from ticks.strategy.clock import Clock, EverySteps
 from ticks.strategy.facts import largest_lr
 from ticks.strategy.flat import digest

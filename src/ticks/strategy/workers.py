@@ -16,10 +16,10 @@ from torch.optim import Optimizer
 
 from ticks.strategy import checkpoint as files
 from ticks.strategy.launch import WorkerLauncher
-from ticks.strategy.launched import LaunchedStrategy
 from ticks.strategy.ledger import Ledger
 from ticks.strategy.lightning import Numbers, follow_worker_0, quieten, times_itself
 from ticks.strategy.meeting import Meetings
+from ticks.strategy.process_group import LaunchedStrategy
 from ticks.strategy.refusals import Refused
 from ticks.strategy.shutdown import Heartbeat, Stopped
 from ticks.strategy.validation import Validations, can_be_left

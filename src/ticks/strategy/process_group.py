@@ -1,4 +1,4 @@
-"""How the workers of a strategy come and go: they are started, find each other, say the same, and are missed."""
+"""The process group of a strategy: its workers are started, find each other, say the same, and are missed."""
 
 from collections.abc import Sequence
 from datetime import timedelta
