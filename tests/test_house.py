@@ -72,6 +72,30 @@ def test_a_mistake_that_names_an_argument_is_an_argument_error(room: str) -> Non
                 assert not re.match(r"""f?["'](?:\w+|\{\w+\})=""", ast.unparse(node.args[0])), f"{file}:{node.lineno}"
 
 
+GROUPS = "data|model|task|optimizer|schedule|strategy|callbacks|logger|trainer"
+CONFIG_PATH = re.compile(rf"(?<![\w.])(?:(?:{GROUPS})\.[a-z_]+|(?:{GROUPS}|test)=\w)")  # strategy.sync, task=NAME
+
+
+def texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """What a file says, with its line: every text but docstrings, {} where a value stands in it."""
+    within = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    within |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in within:
+            yield node.lineno, node.value
+        elif isinstance(node, ast.JoinedStr):
+            parts = (part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+            yield node.lineno, "".join(map(str, parts))
+
+
+@pytest.mark.parametrize("room", PLAIN)
+def test_what_computes_knows_no_path_of_a_configuration(room: str) -> None:
+    """It names the argument; who builds it puts the path before (`with_path`)."""
+    for file in files(room):
+        for line, text in texts(ast.parse(file.read_text())):
+            assert not (found := CONFIG_PATH.search(text)), f"{file}:{line}: {found[0]}"
+
+
 def test_models_work_without_lightning() -> None:
     for file in files("models"):
         assert not {module.split(".")[0] for module, _ in imports(file)} & {"lightning", "torchmetrics", "wandb"}, file

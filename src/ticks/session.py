@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ticks import jobs
+from ticks.arguments import with_path
 from ticks.config import ConfigError, is_out_of_memory
 from ticks.job import Job, identity_of, relative
 from ticks.run_directory import locked
@@ -186,7 +187,7 @@ class Session:
         if isinstance(error, NonFiniteLoss | CheckpointNotWritten):
             self._fail(error, 1, all_know=True)
         if isinstance(error, OutOfStep | Refused):
-            self._fail(error, USER_MISTAKE, all_know=True)
+            self._fail(ConfigError(with_path("strategy", error)), USER_MISTAKE, all_know=True)
         theirs = self.run is not None and self.run.has_trained and self.run.is_within(error)  # the trace says where
         if isinstance(error, MisconfigurationException) and not theirs:
             self._fail(error, USER_MISTAKE)

