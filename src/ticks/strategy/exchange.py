@@ -254,7 +254,7 @@ class Exchange:
         """All fragments at once, and every worker restarts from the anchor: the end of training."""
         for message in list(self.in_flight):
             self.use(message)
-        last = len(self.layout.slices) - 1
+        last = len(self.laid_out().slices) - 1
         for fragment in range(last + 1):
             self.send(fragment, closes_round=fragment == last, at_once=True)
 
