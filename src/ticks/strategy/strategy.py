@@ -115,7 +115,7 @@ class TickStrategy(WorkerStrategy):
 
     def refuse_what_talks(self, trainer: Trainer) -> None:
         super().refuse_what_talks(trainer)
-        if self._layer_sync is not None:
+        if self.syncs_batchnorm:
             raise Refused("sync_batchnorm=True talks at every step: leave it out, buffers are averaged at ticks")
         refuse_callbacks(trainer, world_size=self.world_size)
         if trainer.state.fn == TrainerFn.FITTING:
