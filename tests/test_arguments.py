@@ -7,7 +7,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from ticks.arguments import ArgumentError, above, at_least, below_one, not_negative, one_of, share, under
+from ticks.arguments import ArgumentError, above, at_least, below_one, not_negative, one_of, share, under, with_path
+from ticks.strategy.refusals import Refused, refused
 
 
 @pytest.mark.parametrize(
@@ -60,3 +61,13 @@ def test_the_mistake_can_be_read_and_sent_to_another_process() -> None:
 def test_a_mistake_is_told_with_the_place_of_its_argument() -> None:
     assert under("model", ArgumentError("d_ff", 0, "must be at least 1")) == "model.d_ff=0 must be at least 1"
     assert under("model", ValueError("d_ff=0 is somebody else's")) == "model: d_ff=0 is somebody else's"
+    assert with_path("model", ArgumentError("d_ff", 0, "must be at least 1")) == "model.d_ff=0 must be at least 1"
+    assert with_path("model", ValueError("too deep")) == "too deep"
+
+
+def test_what_a_part_of_the_strategy_refuses_is_named_by_the_strategys_arguments() -> None:
+    error = pickle.loads(pickle.dumps(refused("sync", ArgumentError("fragments", 0, "must be at least 1"))))
+    assert isinstance(error, Refused)
+    assert str(error) == "sync.fragments=0 must be at least 1"
+    assert with_path("strategy", error) == "strategy.sync.fragments=0 must be at least 1"
+    assert with_path("strategy", refused("sync", ValueError("nothing to send"))) == "sync: nothing to send"

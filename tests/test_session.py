@@ -414,7 +414,7 @@ def test_several_nodes_need_to_be_told_where_to_meet(tmp_path: Path) -> None:
     code, output = run_command(tmp_path, *QUIET, "trainer.num_nodes=2")
     assert code == 2, output
     assert output.splitlines() == [
-        "error: trainer.num_nodes=2, but NODE_RANK, MASTER_ADDR, MASTER_PORT not set: start one process on each node"
+        "error: trainer.num_nodes=2 but NODE_RANK, MASTER_ADDR, MASTER_PORT not set: start one process on each node"
         " with NODE_RANK, MASTER_ADDR and MASTER_PORT, or use torchrun or srun"
     ]
 

@@ -215,6 +215,9 @@ BAD_INPUT = {
     "optimizer.betas=[2,3]": ("optimizer.betas=[2, 3]", "from 0 to below 1"),
     "optimizer.lr=nan": ("optimizer.lr=nan", "must be a number"),
     "model.d_ff=0": ("model.d_ff=0", "at least 1"),
+    "strategy=hierarchical strategy.sync.group_size=3 trainer.devices=2": (
+        "error: strategy.sync.group_size=3 must divide the number of workers, 2; valid: 1, 2",
+    ),
 }
 
 
@@ -309,6 +312,13 @@ def test_tensorboard_gets_metrics_at_the_steps_of_metrics_csv(tmp_path: Path) ->
     for metric in ("val/loss", "train/loss", "tick/loss"):
         recorded = [int(row["step"]) for row in rows if row[metric]]
         assert [event.step for event in events.Scalars(metric)] == recorded
+
+
+def test_what_the_strategy_refuses_when_training_starts_is_named_by_its_path(tmp_path: Path) -> None:
+    code, output = run_command(tmp_path, *FAST, "strategy=desloc", "optimizer=lion")
+    assert code == 2, output
+    assert "error: strategy.optimizer_state.every={'exp_avg': 3, 'exp_avg_sq': 6}: the optimizer has no" in output
+    assert "Traceback" not in output
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,11 @@ def under(path: str, error: BaseException) -> str:
     return f"{path}{'.' if isinstance(error, ArgumentError) else ': '}{error}"
 
 
+def with_path(path: str, error: BaseException) -> str:
+    """The same where a mistake names an argument; one that names none, its text alone."""
+    return under(path, error) if isinstance(error, ArgumentError) else str(error)
+
+
 def is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ticks import contract
-from ticks.arguments import ArgumentError, under
+from ticks.arguments import ArgumentError, under, with_path
 from ticks.config import ConfigError, build, check_targets, offered, takes
 from ticks.contract import Measure
 from ticks.job import Job
@@ -304,7 +304,7 @@ def _check_strategy(strategy: WorkerStrategy, trainer: Trainer, task: LightningM
         if fitting:
             strategy.check_training(trainer, task)
     except Refused as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(with_path("strategy", error)) from None
     try:
         strategy.refuse_what_talks(trainer)
     except Refused as error:
@@ -313,12 +313,14 @@ def _check_strategy(strategy: WorkerStrategy, trainer: Trainer, task: LightningM
 
 def _prepare(data: Any, splits: list[str], world_size: int) -> None:
     """What one worker of a machine does for all of its workers. ConfigError for data that cannot be used."""
+    split = ""
     try:
         data.prepare_data()
-        if hasattr(data, "check_splits"):
-            data.check_splits(splits, world_size)
+        for split in splits if hasattr(data, "check_splits") else ():
+            data.check_splits([split], world_size)
     except READING as error:
-        raise ConfigError(under("data", error)) from error
+        hint = ": leave it out with test=false" if split == "test" else ""
+        raise ConfigError(under("data", error) + hint) from error
 
 
 def _quieten() -> None:

@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from ticks.arguments import with_path
 from ticks.config import ConfigError, check_values, did_you_mean, digest, plain
 from ticks.run_directory import MULTIRUNS, RUNS, chosen_run_directory, find_unfinished, load_config, new_run_directory
 from ticks.strategy.identity import Identity, WrongLauncher, who_am_i
@@ -161,4 +162,4 @@ def identity_of(config: Any) -> Identity:
     try:
         return who_am_i(num_nodes=int(config["trainer"].get("num_nodes") or 1))
     except WrongLauncher as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(with_path("trainer", error)) from None

@@ -13,7 +13,6 @@ from omegaconf import OmegaConf
 
 from ticks import contract
 from ticks.assemble import Assembled, assemble
-from ticks.assemble import parts as parts
 from ticks.job import Job, relative
 from ticks.record import summary as file
 from ticks.record.account import announce, chosen, done, judged

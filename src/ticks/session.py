@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ticks import jobs
+from ticks.arguments import with_path
 from ticks.config import ConfigError, is_out_of_memory
 from ticks.job import Job, identity_of, relative
 from ticks.run_directory import locked
@@ -177,16 +178,16 @@ class Session:
         from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
         from ticks.strategy.checkpoint import CheckpointNotWritten
-        from ticks.strategy.known import NonFiniteLoss
         from ticks.strategy.launch import NoScript
         from ticks.strategy.meeting import NoMeeting
         from ticks.strategy.refusals import Refused
+        from ticks.strategy.shared_facts import NonFiniteLoss
         from ticks.strategy.wire import OutOfStep
 
         if isinstance(error, NonFiniteLoss | CheckpointNotWritten):
             self._fail(error, 1, all_know=True)
         if isinstance(error, OutOfStep | Refused):
-            self._fail(error, USER_MISTAKE, all_know=True)
+            self._fail(ConfigError(with_path("strategy", error)), USER_MISTAKE, all_know=True)
         within = self.run is not None and self.run.has_trained  # where a configuration is no longer to blame
         if isinstance(error, MisconfigurationException) and not within:
             self._fail(error, USER_MISTAKE)

@@ -13,7 +13,7 @@ from argparse import Namespace
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -41,9 +41,6 @@ from ticks.strategy.identity import SIZES, WrongLauncher, unbelieved
 from ticks.strategy.parent import end_with_parent
 from ticks.terminal import forgive
 from ticks.usage import usage
-
-if TYPE_CHECKING:
-    pass
 
 OTHER_CONFIGURATIONS = (
     "config_name",

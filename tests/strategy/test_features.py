@@ -1,5 +1,6 @@
 """Ticks with whatever else training is made of: clipping, schedules, frozen parameters, buffers, averages."""
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,22 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAver
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from tests.conftest import WorkerError, run_workers
+from tests.conftest import NAME, WorkerError, run_workers
 from tests.strategy.cases import Cases
-from tests.strategy.rules import RULES, STEPPING_LOCALLY, STEPS, TICKS, Probe, case, meet_at_ticks
+from tests.strategy.rules import (
+    INTERVAL,
+    NESTEROV,
+    RULES,
+    STEPPING_LOCALLY,
+    STEPS,
+    TICKS,
+    Probe,
+    case,
+    meet_at_ticks,
+    train,
+)
 from tests.strategy.toys import Stream, flat, trainer_for
+from ticks.strategy import Streaming, TickStrategy
 from ticks.strategy.facts import FIELDS
 
 CLIP = 0.05
@@ -181,6 +194,52 @@ def test_parameters_that_thaw_are_trained_and_agreed_from_then_on(when: str, rul
         assert torch.equal(first["after"][step][thawed], second["after"][step][thawed])
     if rule != "accumulate":
         assert not torch.equal(first["after"][10][thawed], second["after"][10][thawed])
+
+
+class ChangesLayers(Probe):
+    """Three layers, of which the first trains until that step, or from it on."""
+
+    def __init__(self, *, until: int | None = None, after: int | None = None) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1))
+        self.net[0].requires_grad_(after is None)
+        self.at = until if after is None else after
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self.trainer.global_step == self.at:
+            self.net[0].requires_grad_(not self.net[0].weight.requires_grad)
+
+
+def in_three(**options: Any) -> dict[str, Any]:
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger(NAME).addHandler(handler)
+    strategy = partial(TickStrategy, INTERVAL, sync=Streaming(NESTEROV, fragments=3))
+    result = train(strategy, 2, module=partial(ChangesLayers, **options))
+    logging.getLogger(NAME).removeHandler(handler)
+    return result | {"said": said}
+
+
+CHANGES = {
+    "two": {"after": 99},
+    "three": {"until": 99},
+    "two, then three": {"after": 6},
+    "three, then two": {"until": 6},
+}
+IN_THREE = Cases(2, {name: partial(in_three, **options) for name, options in CHANGES.items()})
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_there_are_never_more_fragments_than_layers_that_train(name: str) -> None:
+    first, second = IN_THREE[name]
+    assert torch.equal(first["final"], second["final"])
+    assert first["loss"][1] < first["loss"][0]
+    assert list(first["told"]) == [5, 9, 13, 14]  # every round ends, a step late
+    fewer = ["sync.fragments=3, but 2 layer(s) to share out: as many fragments travel"]
+    assert (first["said"], second["said"]) == (fewer if name.startswith("two") else [], [])
+    if name in ("two", "three"):
+        assert first["ledger"].messages == 4 * (2 if name == "two" else 3)
 
 
 @pytest.mark.parametrize("when", ["at a tick", "between ticks"])

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from tests.conftest import run_workers
 from tests.strategy.toys import Toy, trainer_for
 from ticks.strategy import Parameters, TickStrategy
+from ticks.strategy.diagnostics import SAMPLE_BLOCK, sample
 from ticks.strategy.flat import ALIGNMENT, FlatBuffer, digest
-from ticks.strategy.seen import SAMPLE_BLOCK, sample
 
 
 def tensors() -> list[Tensor]:

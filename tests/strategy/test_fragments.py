@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from ticks.models import DecoderTransformer
+from ticks.models import DecoderTransformer, EncoderDecoder
 from ticks.strategy import Streaming
 from ticks.strategy.fragments import fragment_of, layer_of
 
@@ -32,7 +32,7 @@ class Deep(nn.Module):
 
 @pytest.mark.parametrize("list_name", ["layers", "blocks", "h"])
 @pytest.mark.parametrize(("n", "fragments"), [(4, 4), (4, 2), (7, 3), (12, 4), (5, 1)])
-def test_layer_l_of_the_longest_list_goes_to_fragment_l_mod_p(n: int, fragments: int, list_name: str) -> None:
+def test_layer_l_goes_to_fragment_l_mod_p(n: int, fragments: int, list_name: str) -> None:
     for name, fragment in chosen(Deep(n, list_name), fragments).items():
         if name.startswith("body."):
             assert fragment == int(name.split(".")[2]) % fragments, name
@@ -63,6 +63,34 @@ def test_the_transformers_blocks_are_strided() -> None:
     fragments = chosen(model, 2)
     assert {fragments[name] for name in fragments if ".0." in name or ".2." in name} == {0}
     assert {fragments[name] for name in fragments if ".1." in name or ".3." in name} == {1}
+
+
+def test_both_stacks_of_an_encoder_decoder_are_shared_out() -> None:
+    """Three layers each: the decoder's go on where the encoder's end, so that four fragments hold a layer or two."""
+    model = EncoderDecoder(source_vocab_size=11, target_vocab_size=7, source_length=8, target_length=6, d_model=8,
+                           n_layers=3, n_heads=2, d_ff=16)  # fmt: skip
+    fragments = chosen(model, 4)
+    of_stacks = [{fragments[name] for name in fragments if name.startswith(stack) and f".{layer}." in name}
+                 for stack in ("encoder.", "decoder.") for layer in range(3)]  # fmt: skip
+    assert of_stacks == [{0}, {1}, {2}, {3}, {0}, {1}]
+
+
+def test_a_list_inside_a_layer_is_no_list_of_layers() -> None:
+    names = ["blocks.0.experts.0.w", "blocks.0.experts.1.w", "blocks.1.experts.0.w", "heads.0.w", "norm"]
+    assert layer_of(names) == [0, 0, 1, 2, None]
+
+
+@pytest.mark.parametrize(
+    ("names", "fragments"),
+    [
+        (["layers.0.a", "norm", "layers.1.a"], [0, 0, 1]),
+        (["layers.0.a", "layers.0.b", "norm"], [0, 0, 0]),
+        (["a", "b"], [0, 1]),
+        ([], []),
+    ],
+)
+def test_of_fewer_layers_there_are_as_many_fragments(names: list[str], fragments: list[int]) -> None:
+    assert fragment_of(names, [5] * len(names), 4) == fragments
 
 
 def test_what_is_in_no_layer_joins_the_smallest_fragment() -> None:
@@ -99,8 +127,6 @@ def test_patterns_choose_by_the_first_that_matches() -> None:
 @pytest.mark.parametrize(
     ("names", "fragments", "message"),
     [
-        (["layers.0.a", "layers.1.a"], 3, "fragments=3 must be at most 2, the number of layers to share out"),
-        (["a", "b"], 3, "fragments=3 must be at most 2"),
         (["a", "b"], [["a"]], "fragments=[['a']]: parameter 'b' matches none of them"),
         (["a", "b"], [["*"], ["c"]], "pattern 'c' matches no parameter; there are a, b"),
         (["a", "b"], [["*"], ["b"]], "nothing would be in fragment 1"),

@@ -332,7 +332,7 @@ class Complex(Toy):
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (Unequal, r"different numbers of batches, \[5.0, 6.0\].*trainer.limit_train_batches=5"),
+        (Unequal, r"different numbers of batches, \[5.0, 6.0\].*the Trainer limit_train_batches=5"),
         (Complex, "parameter rotation is complex"),
     ],
 )

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import REPOSITORY, only_run, run_command, run_workers
+from ticks.assemble import parts
 from ticks.config import ConfigError, compose_strictly
 from ticks.data import PairFiles
 from ticks.models import EncoderDecoder
-from ticks.run import parts
 from ticks.tasks import SequenceToSequence, Transcription
 from ticks.tasks.metrics import Chrf
 

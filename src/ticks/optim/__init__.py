@@ -1,4 +1,5 @@
-"""Optimizers with parameter groups, and schedules of the learning rate. Works with any module; imports nothing local.
+"""Optimizers with parameter groups, and schedules of the learning rate. Works with any module. Of the package it uses
+`arguments` alone.
 
 An optimizer is what makes a torch.optim.Optimizer of parameter groups, `functools.partial(torch.optim.SGD, lr=0.1)`
 say. A schedule is a factor of its learning rate: any `Callable[[int, float], float]` of the step that is about to be

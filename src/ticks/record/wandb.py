@@ -22,11 +22,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ticks.arguments import above
+from ticks.strategy.lightning import OpenWandbLogger
 
 ONE_TRY = 5.0  # seconds after which a server that accepts and does not answer is asked again
 
 
-class UnfailingWandbLogger(WandbLogger):
+class UnfailingWandbLogger(OpenWandbLogger):
     """Goes on offline where the server cannot be reached within `timeout` seconds, and without W&B where its process is
     gone: metrics.csv has everything."""
 
@@ -67,7 +68,7 @@ class UnfailingWandbLogger(WandbLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:
         with self.unless_lost():
-            if self._experiment is None and not self.lost:
+            if not self.has_begun and not self.lost:
                 self._begin()
         return DummyExperiment() if self.lost else super().experiment
 
@@ -76,10 +77,10 @@ class UnfailingWandbLogger(WandbLogger):
         import wandb
 
         try:
-            if not self._offline:
+            if not self.is_offline:
                 server = wandb.setup().settings.base_url
                 if answers(server, self.timeout):
-                    self._wandb_init["settings"] = wandb.Settings(init_timeout=self.timeout)
+                    self.wandb_arguments["settings"] = wandb.Settings(init_timeout=self.timeout)
                     try:
                         super().experiment  # noqa: B018  # it begins when it is asked for
                     except wandb.errors.CommError as error:
@@ -95,9 +96,7 @@ class UnfailingWandbLogger(WandbLogger):
 
         wandb.teardown()  # what has begun would hold the run's id
         print(f"W&B: {why}; this run is logged offline, `wandb sync` uploads it later", file=sys.stderr, flush=True)
-        self._offline = True
-        self._log_model = False
-        self._wandb_init["mode"] = "offline"
+        self.go_offline()
 
 
 def _say_lost(error: Exception) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 _NAMES = {
     "strategy": ("TickStrategy",),
-    "known": ("NonFiniteLoss",),
+    "shared_facts": ("NonFiniteLoss",),
     "ddp": ("DDP",),
     "clock": ("Adaptive", "Clock", "EverySeconds", "EverySteps", "Facts", "PostLocal", "Quadratic", "Schedule"),
     "sync": ("Accumulate", "Gradients", "Hierarchical", "Outer", "Parameters", "Streaming", "Sync"),

@@ -21,7 +21,7 @@ class DDP(WorkerStrategy):
         # else DDP sums its first step in another order than the rest, and a resumed run is not exact from 3 workers on
         super().__init__(**({"find_unused_parameters": True} | kwargs))
 
-    def _register_ddp_hooks(self) -> None:
+    def register_hooks(self) -> None:
         assert isinstance(self.model, DistributedDataParallel)
         self.model.register_comm_hook(state=self, hook=_count_and_reduce)
 

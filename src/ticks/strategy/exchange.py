@@ -16,12 +16,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
+from ticks.strategy.diagnostics import Seen, new_sums, sample
 from ticks.strategy.facts import FIELDS, only_weight
 from ticks.strategy.flat import FlatBuffer
 from ticks.strategy.fragments import fragment_of
 from ticks.strategy.layout import Layout
 from ticks.strategy.ledger import Ledger
-from ticks.strategy.seen import Seen, new_sums, sample
 from ticks.strategy.sync import Sync
 from ticks.strategy.wire import FP32, Matrix, Received, Told, Wire
 
@@ -254,7 +254,7 @@ class Exchange:
         """All fragments at once, and every worker restarts from the anchor: the end of training."""
         for message in list(self.in_flight):
             self.use(message)
-        last = len(self.layout.slices) - 1
+        last = len(self.laid_out().slices) - 1
         for fragment in range(last + 1):
             self.send(fragment, closes_round=fragment == last, at_once=True)
 

@@ -1,7 +1,7 @@
 """Fragments: which parameters travel together, where they travel in several parts (arXiv 2501.18512).
 
-Layer l of the longest list of layers goes to fragment l mod P: strided, so that every fragment holds early and late
-layers. What belongs to no layer joins the smallest fragment.
+Layer l goes to fragment l mod P, counted through all lists of layers (an encoder's, then a decoder's): strided, so that
+every fragment holds early and late layers. What belongs to no layer joins the smallest fragment.
 """
 
 import re
@@ -16,20 +16,17 @@ LAYER = re.compile(r"(.*?)\.(\d+)\.")  # "model.blocks.3.ffn.weight": list "mode
 def fragment_of(names: Sequence[str], sizes: Sequence[int], fragments: int | Sequence[Sequence[str]]) -> list[int]:
     """The fragment, from 0, of each parameter, given its name and its size.
 
-    ArgumentError if there are more fragments than layers (or than parameters, where there is no list of layers), if a
-    name matches no pattern, or if a fragment would be empty.
+    A number of fragments is as many as there are layers (parameters, where there is no list of layers) if those are
+    fewer. ArgumentError if a name matches no pattern, or if the fragment of some patterns would be empty.
     """
-    if not isinstance(fragments, int):
-        for pattern in (pattern for patterns in fragments for pattern in patterns):
-            if not any(fnmatchcase(name, pattern) for name in names):
-                why = f": pattern {pattern!r} matches no parameter; there are {_some(names)}"
-                raise ArgumentError("fragments", fragments, why)
-        chosen = [_first_match(name, fragments) for name in names]
-    elif fragments == 1:
-        return [0] * len(names)
-    else:
-        chosen = _strided(names, sizes, fragments)
-    if empty := sorted(set(range(fragments if isinstance(fragments, int) else len(fragments))) - set(chosen)):
+    if isinstance(fragments, int):
+        return [0] * len(names) if fragments == 1 else _strided(names, sizes, fragments)
+    for pattern in (pattern for patterns in fragments for pattern in patterns):
+        if not any(fnmatchcase(name, pattern) for name in names):
+            why = f": pattern {pattern!r} matches no parameter; there are {_some(names)}"
+            raise ArgumentError("fragments", fragments, why)
+    chosen = [_first_match(name, fragments) for name in names]
+    if empty := sorted(set(range(len(fragments))) - set(chosen)):
         raise ArgumentError("fragments", fragments, f": nothing would be in fragment {empty[0]}")
     return chosen
 
@@ -47,14 +44,11 @@ def _first_match(name: str, fragments: Sequence[Sequence[str]]) -> int:
 
 def _strided(names: Sequence[str], sizes: Sequence[int], fragments: int) -> list[int]:
     layers = layer_of(names)
-    units = sorted({layer for layer in layers if layer is not None})
-    if not units:  # no list of layers: every parameter is one
-        layers, units = list(range(len(names))), list(range(len(names)))
-    if fragments > len(units):
-        raise ArgumentError("fragments", fragments, f"must be at most {len(units)}, the number of layers to share out")
-    place = {unit: index % fragments for index, unit in enumerate(units)}
-    chosen = [-1 if layer is None else place[layer] for layer in layers]
-    loads = [sum(s for s, c in zip(sizes, chosen, strict=True) if c == f) for f in range(fragments)]
+    if set(layers) <= {None}:  # no list of layers: every parameter is one
+        layers = list(range(len(names)))
+    n = min(fragments, len(set(layers) - {None}))
+    chosen = [-1 if layer is None else layer % n for layer in layers]
+    loads = [sum(s for s, c in zip(sizes, chosen, strict=True) if c == f) for f in range(n)]
     for index, size in enumerate(sizes):
         if chosen[index] < 0:
             chosen[index] = loads.index(min(loads))
@@ -63,13 +57,13 @@ def _strided(names: Sequence[str], sizes: Sequence[int], fragments: int) -> list
 
 
 def layer_of(names: Sequence[str]) -> list[int | None]:
-    """The layer of each parameter in the list of layers that has most of them; None for what is outside."""
+    """The layer of each parameter, from 0, counted through the lists of layers in the order of the names; None for what
+    is outside. A list inside a layer is no list of layers."""
     matches = [LAYER.match(f".{name}") for name in names]
-    layers: dict[str, set[str]] = {}
+    lists: dict[str, set[int]] = {}
     for match in matches:
         if match:
-            layers.setdefault(match[1], set()).add(match[2])
-    if not layers:
-        return [None] * len(names)
-    longest = max(layers, key=lambda prefix: len(layers[prefix]))
-    return [int(match[2]) if match and match[1] == longest else None for match in matches]
+            lists.setdefault(match[1], set()).add(int(match[2]))
+    layers = [(prefix, number) for prefix, numbers in lists.items() for number in sorted(numbers)]
+    places = {layer: place for place, layer in enumerate(layers)}
+    return [places[match[1], int(match[2])] if match else None for match in matches]

@@ -24,6 +24,8 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Literal
 
+from ticks.arguments import ArgumentError
+
 WORKER = "TICKS_WORKER"
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
 SIZES = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")
@@ -41,6 +43,10 @@ INTERACTIVE = ("bash", "sh", "zsh", "fish", "interactive")  # names that SLURM g
 
 class WrongLauncher(ValueError):
     """The environment speaks of workers in a way that cannot be meant. Its text is the whole message."""
+
+
+class WrongNodes(ArgumentError, WrongLauncher):
+    """What the environment lacks for so many nodes."""
 
 
 @dataclass(frozen=True)
@@ -176,9 +182,11 @@ def _own(environ: Mapping[str, str], num_nodes: int) -> Identity:
     if num_nodes <= 1:
         return Identity("own")
     if missing := [name for name in ("NODE_RANK", *PLACE) if not environ.get(name)]:
-        raise WrongLauncher(
-            f"trainer.num_nodes={num_nodes}, but {', '.join(missing)} not set: start one process on each node with"
-            " NODE_RANK, MASTER_ADDR and MASTER_PORT, or use torchrun or srun"
+        raise WrongNodes(
+            "num_nodes",
+            num_nodes,
+            f"but {', '.join(missing)} not set: start one process on each node with NODE_RANK, MASTER_ADDR and"
+            " MASTER_PORT, or use torchrun or srun",
         )
     node = _number(environ, "NODE_RANK")
     if not 0 <= node < num_nodes:

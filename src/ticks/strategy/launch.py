@@ -73,7 +73,7 @@ class WorkerLauncher(SubprocessLauncher):
         environment = self.cluster_environment
         environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
         if not environment.creates_processes_externally:
-            self._call_children_scripts()
+            self._start_others()
             if self.procs:
                 atexit.register(self._end)
                 threading.Thread(target=self._observe, name="ticks-observer", daemon=True).start()
@@ -83,7 +83,7 @@ class WorkerLauncher(SubprocessLauncher):
         self._failed = False
         return result
 
-    def _call_children_scripts(self) -> None:
+    def _start_others(self) -> None:
         """Start the others. NoScript if they cannot be started, OSError if worker 0's port is taken."""
         environment = self.cluster_environment
         assert isinstance(environment, WorkerEnvironment)

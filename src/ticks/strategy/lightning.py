@@ -1,12 +1,14 @@
 """Every private name of Lightning that this project touches, so that a new Lightning has one place to break.
 
-What is missing is told at the start of training, by `quieten` and `follow_worker_0`, before anything can go wrong.
+What is missing is told before anything can go wrong: when an `OpenDDPStrategy` or `OpenWandbLogger` is made, and at the
+start of training, by `quieten` and `follow_worker_0`.
 """
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from typing import Any, NoReturn, Protocol
 
 import torch
@@ -14,17 +16,22 @@ from lightning.fabric.utilities.cloud_io import _is_local_file_protocol as is_lo
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed as set_num_threads
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher as SubprocessLauncher
 from lightning.pytorch.strategies.launchers.subprocess_script import _basic_subprocess_cmd as script_command
 from lightning.pytorch.strategies.launchers.subprocess_script import _hydra_subprocess_cmd as hydra_command
 from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
+from torch.distributed.constants import default_pg_timeout
 
 from ticks.strategy.exits import STOPS
 
 __all__ = [
     "Numbers",
+    "OpenDDPStrategy",
+    "OpenWandbLogger",
     "SubprocessLauncher",
     "ValidationLeft",
     "follow_worker_0",
@@ -36,6 +43,78 @@ __all__ = [
     "set_num_threads",
     "times_itself",
 ]
+
+
+def _refuse_unknown(needed: Mapping[Any, tuple[str, ...]]) -> None:
+    """RuntimeError if something has not the names that it needs."""
+    if missing := [name for owner, names in needed.items() for name in names if not hasattr(owner, name)]:
+        raise RuntimeError(f"this Lightning is not known here: {', '.join(missing)} changed; see {__name__}")
+
+
+class OpenDDPStrategy(DDPStrategy):
+    """Lightning's DDPStrategy, with names for what it hides. `launcher` it has itself."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        overridden = ("_configure_launcher", "_register_ddp_hooks", "_get_process_group_backend")
+        _refuse_unknown({DDPStrategy: overridden, self: ("_launcher", "_timeout", "_layer_sync")})
+
+    def make_launcher(self) -> SubprocessLauncher:
+        """What starts the other workers."""
+        raise NotImplementedError
+
+    def _configure_launcher(self) -> None:
+        self._launcher = self.make_launcher()
+
+    def register_hooks(self) -> None:
+        """On the wrapped model, where there is one."""
+        super()._register_ddp_hooks()
+
+    def _register_ddp_hooks(self) -> None:
+        self.register_hooks()
+
+    @property
+    def backend(self) -> str:
+        """Of the process group: gloo, nccl, ..."""
+        return self._get_process_group_backend()
+
+    @property
+    def timeout(self) -> timedelta:
+        """How long a collective may take."""
+        return self._timeout or default_pg_timeout
+
+    @property
+    def syncs_batchnorm(self) -> bool:
+        """Whether the Trainer was given sync_batchnorm."""
+        return self._layer_sync is not None
+
+
+class OpenWandbLogger(WandbLogger):
+    """Lightning's WandbLogger, with names for what it hides."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        _refuse_unknown({self: ("_experiment", "_offline", "_log_model", "_wandb_init")})
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it has a run."""
+        return self._experiment is not None
+
+    @property
+    def is_offline(self) -> bool:
+        """Whether its run is, or will be."""
+        return self._offline
+
+    @property
+    def wandb_arguments(self) -> dict[str, Any]:
+        """What `wandb.init` will be called with."""
+        return self._wandb_init
+
+    def go_offline(self) -> None:
+        """A run that has not begun will be offline, and upload no checkpoints."""
+        self._offline, self._log_model = True, False
+        self._wandb_init["mode"] = "offline"
 
 
 class ValidationLeft(Exception):
@@ -147,9 +226,7 @@ def quieten(trainer: Trainer, strategy: StopsBetweenSteps) -> None:
     for evaluation in (validation, *others):
         needed[evaluation] = ("_store_dataloader_outputs", "_module_mode", "batch_progress")
     needed[connector] = ("register_signal_handlers", "_original_handlers", "_get_current_signal_handlers")
-    missing = [name for owner, names in needed.items() for name in names if not hasattr(owner, name)]
-    if missing:
-        raise RuntimeError(f"this Lightning is not known here: {', '.join(missing)} changed; see {__name__}")
+    _refuse_unknown(needed)
     loop.__class__ = _EpochLoop
     loop._ticks_strategy = strategy
     validation.__class__ = _ValidationLoop
@@ -187,8 +264,7 @@ def follow_worker_0(callback: Checkpoint, all_failed: Callable[[BaseException], 
     patched: Any = callback
     patched.on_exception = on_exception
     if isinstance(callback, ModelCheckpoint):
-        if not hasattr(kind, "_monitor_candidates"):
-            raise RuntimeError("this Lightning is not known here: ModelCheckpoint._monitor_candidates changed")
+        _refuse_unknown({kind: ("_monitor_candidates",)})
         patched._monitor_candidates = monitor_candidates
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ticks.arguments import ArgumentError, at_least
 
@@ -72,9 +72,7 @@ def names_of_states(optimizers: Sequence[Optimizer]) -> list[str]:
         parameter.grad = torch.ones(2, 2)
         options = {name: value for group in optimizer.param_groups for name, value in group.items() if name != "params"}
         try:
-            accepted = inspect.signature(type(optimizer)).parameters
-            known = {name: value for name, value in options.items() if name in accepted}
-            copy = type(optimizer)([parameter], **known)  # type: ignore[call-arg]
+            copy = _copy(optimizer, parameter, options)
             copy.step()
         except Exception:  # somebody's optimizer that is made in another way: what it has by now
             held = [optimizer.state.get(p, {}) for group in optimizer.param_groups for p in group["params"] if p.dim()]
@@ -83,6 +81,34 @@ def names_of_states(optimizers: Sequence[Optimizer]) -> list[str]:
         for state in held:
             names |= dict.fromkeys(n for n, value in state.items() if isinstance(value, torch.Tensor) and value.dim())
     return list(names)
+
+
+def _copy(optimizer: Optimizer, parameter: Tensor, options: Mapping[str, Any]) -> Optimizer:
+    """One of the same class for this parameter, with those of the options that it can be made with."""
+    accepted = inspect.signature(type(optimizer)).parameters
+    known = {name: value for name, value in options.items() if name in accepted}
+    return type(optimizer)([parameter], **known)  # type: ignore[call-arg]
+
+
+def kept_states(optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor) -> set[str] | None:
+    """The states that the optimizer keeps for a parameter of this group once it had a gradient: the same on all
+    workers, whatever each holds by now.
+
+    Found by a step of a copy of it on numbers that are not there (a meta tensor); None if that cannot be done.
+    """
+    import torch
+
+    options = {name: value for name, value in group.items() if name != "params"}
+    options |= {name: False for name in ("fused", "capturable") if options.get(name)}  # ask for the numbers' device
+    shadow = torch.nn.Parameter(torch.empty_like(parameter, device="meta"))
+    shadow.grad = torch.empty_like(shadow)
+    try:
+        copy = _copy(optimizer, shadow, options)
+        copy.param_groups[0].update(options)
+        copy.step()
+    except Exception:  # somebody's optimizer that looks at the numbers, or is made in another way
+        return None
+    return set(copy.state[shadow])
 
 
 def treat(
@@ -95,6 +121,7 @@ def treat(
     """Average or forget what the optimizers remember, as `rule` says for this round.
 
     `available` are their `names_of_states`; `mean(name, numbers)` replaces flat numbers by their mean over the workers.
+    A state travels for the parameters that the optimizer keeps it for, as 0 from a worker that has none by now.
     """
     import torch
 
@@ -103,17 +130,21 @@ def treat(
     if rule.resets(round_number):
         for optimizer in optimizers:
             optimizer.state.clear()
+    names = rule.averaged(round_number, available)
     states = [
-        (p, optimizer.state.get(p, {}))
+        (p, optimizer.state.get(p, {}), kept_states(optimizer, group, p) if names else None)
         for optimizer in optimizers
         for group in optimizer.param_groups
         for p in group["params"]
         if p.requires_grad
     ]
-    for name in rule.averaged(round_number, available):
-        like = [state.get(name, torch.zeros_like(p)) for p, state in states]
+    for name in names:
+        sent = [(p, state) for p, state, kept in states if kept is None or name in kept]
+        if not sent:
+            continue
+        like = [state.get(name, torch.zeros_like(p)) for p, state in sent]
         buffer = FlatBuffer(like)
         buffer.load(like)
         mean(name, buffer.all)
-        held = [(state[name], view) for (_, state), view in zip(states, buffer.views, strict=True) if name in state]
+        held = [(state[name], view) for (_, state), view in zip(sent, buffer.views, strict=True) if name in state]
         copy([value for value, _ in held], [view for _, view in held])

@@ -7,7 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, Timer, WeightAveraging
 from torch.optim import Optimizer
 
-from ticks.arguments import under
+from ticks.arguments import ArgumentError, under
 from ticks.strategy.fragments import fragment_of
 from ticks.strategy.optimizer_state import OptimizerState
 from ticks.strategy.sync import Sync
@@ -15,6 +15,17 @@ from ticks.strategy.sync import Sync
 
 class Refused(ValueError):
     """A combination that would not do what it says; raised on every worker before training starts."""
+
+
+class RefusedArgument(ArgumentError, Refused):
+    """One whose reason is a value that was given: `sync.group_size` of the strategy, say."""
+
+
+def refused(argument: str, error: ValueError) -> Refused:
+    """The refusal of what was given as `argument`, from its own words."""
+    if isinstance(error, ArgumentError):
+        return RefusedArgument(f"{argument}.{error.argument}", error.value, error.valid)
+    return Refused(under(argument, error))
 
 
 def refuse_callbacks(trainer: Trainer, *, world_size: int) -> None:
@@ -31,8 +42,8 @@ def refuse_groups(size: int, world_size: int) -> None:
     """That cannot have so many workers each."""
     if world_size % size:
         valid = ", ".join(str(divisor) for divisor in range(1, world_size + 1) if world_size % divisor == 0)
-        raise Refused(
-            f"strategy.sync.group_size={size} must divide the number of workers, {world_size}; valid: {valid}"
+        raise RefusedArgument(
+            "sync.group_size", size, f"must divide the number of workers, {world_size}; valid: {valid}"
         )
 
 
@@ -57,17 +68,17 @@ def refuse_fragments(module: LightningModule, sync: Sync) -> None:
     try:
         fragment_of([name for name, _ in named], [size for _, size in named], sync.fragments)
     except ValueError as error:
-        raise Refused(under("strategy.sync", error)) from None
+        raise refused("sync", error) from None
 
 
 def refuse_different_ends(everyones: Sequence[tuple[float, float]]) -> None:
     """Workers that would do different numbers of steps, or have different numbers of batches: (steps, batches) each."""
     if len(totals := {total for total, _ in everyones}) > 1:
-        raise Refused(f"workers would do different numbers of steps, {sorted(totals)}: give trainer.max_steps, and"
-                      " as many batches to each")  # fmt: skip
+        raise Refused(f"workers would do different numbers of steps, {sorted(totals)}: give the Trainer"
+                      " max_steps, and as many batches to each")  # fmt: skip
     if len(counts := {count for _, count in everyones}) > 1:  # they would evaluate and save after other steps
         raise Refused(f"workers have different numbers of batches, {sorted(counts)}: give as many to each, or"
-                      f" trainer.limit_train_batches={min(counts):g}")  # fmt: skip
+                      f" the Trainer limit_train_batches={min(counts):g}")  # fmt: skip
 
 
 def refuse_optimizers(
@@ -77,6 +88,6 @@ def refuse_optimizers(
     try:
         rule.averaged(1, state_names)
     except ValueError as error:
-        raise Refused(under("strategy.optimizer_state", error)) from None
+        raise refused("optimizer_state", error) from None
     if sends_gradients and any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
         raise Refused("LBFGS computes gradients a number of times that workers do not share: use sync=Parameters()")

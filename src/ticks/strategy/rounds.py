@@ -14,17 +14,16 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ticks.arguments import under
 from ticks.strategy.clock import Clock, Facts
 from ticks.strategy.exchange import Exchange, Message
 from ticks.strategy.facts import FIELDS, Round, largest_lr, only_weight
 from ticks.strategy.flat import copy
 from ticks.strategy.gradients import GradientMessages
-from ticks.strategy.known import Everyones, Known
 from ticks.strategy.ledger import Ledger
 from ticks.strategy.optimizer_state import Keep, OptimizerState, treat
 from ticks.strategy.plan import Plan
-from ticks.strategy.refusals import Refused
+from ticks.strategy.refusals import Refused, refused
+from ticks.strategy.shared_facts import Everyones, Known
 from ticks.strategy.sync import Sync
 from ticks.strategy.wire import FP32, Wire, ring_bytes
 
@@ -99,7 +98,8 @@ class Rounds:
                     self, trainee.sync, trainee.wire, trainee.ledger, workers_per_node=workers_per_node
                 )
             except ValueError as error:
-                raise Refused(under("strategy.sync", error)) from None
+                raise refused("sync", error) from None
+            self._say_fewer_fragments(len(self.exchange.layout.slices))
             self.gradients = GradientMessages(self.exchange)
             self._restore(self.exchange, self.gradients)
         if self.round.end <= self.step:
@@ -107,6 +107,11 @@ class Rounds:
         else:
             self._plan()
         self.round.between_steps()
+
+    def _say_fewer_fragments(self, n: int) -> None:
+        wanted = self.trainee.sync.fragments
+        if isinstance(wanted, int) and n < wanted and self.trainee.is_global_zero:
+            log.warning("sync.fragments=%d, but %d layer(s) to share out: as many fragments travel", wanted, n)
 
     @property
     def _alone(self) -> bool:
@@ -211,8 +216,9 @@ class Rounds:
             if meets:
                 self.exchange.average("group", in_group=True)
             for fragment in sends:
-                self.exchange.send(fragment)
-                self.round.sent.append(fragment)
+                if fragment < len(self.exchange.laid_out().slices):  # fewer, where layers were frozen in this round
+                    self.exchange.send(fragment)
+                    self.round.sent.append(fragment)
         if closes_round:
             self._close_round()
         self.round.between_steps()
@@ -266,9 +272,9 @@ class Rounds:
             self.exchange.send_all()
             self.agreed = True
         else:
-            last = len(self.exchange.layout.slices) - 1
+            last = len(self.exchange.laid_out().slices) - 1
             for fragment in range(last + 1):
-                if fragment not in self.round.sent:
+                if fragment == last or fragment not in self.round.sent:
                     self.exchange.send(fragment, closes_round=fragment == last)
         if self.exchange is not None and self.round.start >= self.trainee.ddp_steps:
             self._treat_optimizer_states()

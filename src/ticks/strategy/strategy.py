@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ticks.arguments import ArgumentError, at_least, one_of
-from ticks.strategy.agreed import AgreedModel
+from ticks.strategy.agreed_model import AgreedModel
 from ticks.strategy.clock import Clock, EverySteps
 from ticks.strategy.facts import largest_lr
 from ticks.strategy.flat import digest
@@ -115,7 +115,7 @@ class TickStrategy(WorkerStrategy):
 
     def refuse_what_talks(self, trainer: Trainer) -> None:
         super().refuse_what_talks(trainer)
-        if self._layer_sync is not None:
+        if self.syncs_batchnorm:
             raise Refused("sync_batchnorm=True talks at every step: leave it out, buffers are averaged at ticks")
         refuse_callbacks(trainer, world_size=self.world_size)
         if trainer.state.fn == TrainerFn.FITTING:
@@ -250,8 +250,8 @@ class TickStrategy(WorkerStrategy):
 
     def broadcast(self, obj: Any, src: int = 0) -> Any:
         if self._silent:
-            raise Refused("broadcast in a training step (trainer.log_dir is one) talks at every step: between ticks"
-                          " workers do not")  # fmt: skip
+            raise Refused("broadcast in a training step (the Trainer's log_dir is one) talks at every step: between"
+                          " ticks workers do not")  # fmt: skip
         return super().broadcast(obj, src)
 
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:

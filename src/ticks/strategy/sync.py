@@ -147,9 +147,10 @@ class Outer(Sync):
 class Streaming(Outer):
     """Streaming DiLoCo (arXiv 2501.18512): the parameters travel in fragments while the workers go on training.
 
-    `fragments`: a number P of strided groups of layers, or one list of name patterns (`*` for anything) for each.
-    Fragment k of a round of H steps is sent after its step H (k + 1) // P; what comes back is used `delay` steps
-    later: x <- alpha x + (1 - alpha) anchor. One message per fragment and round, each 1 / P of the whole.
+    `fragments`: a number P of strided groups of layers (of fewer layers, as many), or one list of name patterns (`*`
+    for anything) for each. Fragment k of a round of H steps is sent after its step H (k + 1) // P; what comes back is
+    used `delay` steps later: x <- alpha x + (1 - alpha) anchor. One message per fragment and round, each 1 / P of the
+    whole.
     ArgumentError unless fragments >= 1, delay >= 0 and 0 <= alpha <= 1.
     """
 

@@ -96,7 +96,7 @@ def out_of_step(meanings: dict[int, str]) -> OutOfStep:
     told = "; ".join(f"worker {', '.join(ranks)}: {meaning}" for meaning, ranks in by_meaning.items())
     return OutOfStep(
         f"workers no longer do the same ({told}). Where one's data end before another's, give as many batches to each,"
-        " or data without an end and trainer.max_steps"
+        " or data without an end, and max_steps to the Trainer"
     )
 
 

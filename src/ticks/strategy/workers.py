@@ -11,15 +11,14 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
-from torch.distributed.constants import default_pg_timeout
 from torch.optim import Optimizer
 
 from ticks.strategy import checkpoint as files
 from ticks.strategy.launch import WorkerLauncher
-from ticks.strategy.launched import LaunchedStrategy
 from ticks.strategy.ledger import Ledger
 from ticks.strategy.lightning import Numbers, follow_worker_0, quieten, times_itself
 from ticks.strategy.meeting import Meetings
+from ticks.strategy.process_group import LaunchedStrategy
 from ticks.strategy.refusals import Refused
 from ticks.strategy.shutdown import Heartbeat, Stopped
 from ticks.strategy.validation import Validations, can_be_left
@@ -202,7 +201,7 @@ class WorkerStrategy(LaunchedStrategy):
         return super().validation_step(*args, **kwargs)
 
     def end_validation(self) -> None:
-        self._validations.end_loader((self._timeout or default_pg_timeout).total_seconds())
+        self._validations.end_loader(self.timeout.total_seconds())
 
     def count_everybodys(self, numbers: Numbers) -> None:
         """Make of `numbers` what all workers have seen: a mean is one over all samples then, in double precision."""
@@ -236,8 +235,8 @@ class WorkerStrategy(LaunchedStrategy):
         path = self._stop_path()
         assert self.lightning_module is not None
         self.lightning_module.trainer.save_checkpoint(path)
-        if isinstance(self._launcher, WorkerLauncher):
-            self._launcher.expect_the_end()
+        if isinstance(self.launcher, WorkerLauncher):
+            self.launcher.expect_the_end()
         if self.worker_command is None and self.is_global_zero:  # in somebody's own script
             name = signal.Signals(signum).name
             print(

@@ -61,7 +61,7 @@ class LanguageModeling(Task):
         if not isinstance(batch, Mapping):
             raise MisconfigurationException(
                 "task: LanguageModeling learns from batches of x and y by name, not from a"
-                f" {type(batch).__name__} as these data give: choose their own task, task=classification say"
+                f" {type(batch).__name__} as these data give: choose their own task, classification say"
             )
         logits_BxTxV = self(batch["x"])
         logits_NxV = logits_BxTxV.flatten(0, 1).float()  # a sum over a batch in bfloat16 has three digits

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from ticks.agreement import ORDERS, chrf, ngram_counts
+from ticks.similarity import ORDERS, chrf, ngram_counts
 
 
 class TokenLoss(Metric):

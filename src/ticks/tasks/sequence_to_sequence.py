@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from ticks.agreement import nearest
 from ticks.arguments import ArgumentError, at_least, not_negative, share
+from ticks.similarity import nearest
 from ticks.tasks.base import Task
 from ticks.tasks.metrics import Chrf, ErrorRate, TokenLoss
 

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import pytest
 
-from ticks.agreement import chrf, edits, nearest, ngram_counts
+from ticks.similarity import chrf, edits, nearest, ngram_counts
 
 WORDS = ["in", "the", "beginning", "god", "made", "heaven", "and", "earth,", "waste", "dark."]
 

@@ -1,4 +1,4 @@
-"""How the workers of a strategy come and go: they are started, find each other, say the same, and are missed."""
+"""The process group of a strategy: its workers are started, find each other, say the same, and are missed."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -6,13 +6,12 @@ from typing import Any, NoReturn
 from uuid import uuid4
 
 import torch.distributed as dist
-from lightning.pytorch.strategies import DDPStrategy
-from torch.distributed.constants import default_pg_timeout
 
 from ticks.arguments import above
 from ticks.strategy import meeting
 from ticks.strategy.environment import WorkerEnvironment, cluster_environment
 from ticks.strategy.launch import WorkerLauncher
+from ticks.strategy.lightning import OpenDDPStrategy
 from ticks.strategy.parent import end_with_parent
 from ticks.strategy.refusals import Refused
 from ticks.strategy.shutdown import Presence, leave
@@ -22,7 +21,7 @@ START_UP = timedelta(seconds=50)  # what workers that we start may take at least
 HOSTED = timedelta(seconds=10)  # what a store may take to answer at least that worker 0 hosted before it started us
 
 
-class LaunchedStrategy(DDPStrategy):
+class LaunchedStrategy(OpenDDPStrategy):
     """DDPStrategy with a launcher that leaves nothing behind, and workers that look whether the others are there.
 
     `worker_command` starts workers 1 .. n - 1 (default: this script again). `fingerprint` is compared over the workers
@@ -50,14 +49,14 @@ class LaunchedStrategy(DDPStrategy):
         self._presence: Presence | None = None
         self._fit_name = ""  # of this fit, validate or test: the same on all workers
 
-    def _configure_launcher(self) -> None:
+    def make_launcher(self) -> WorkerLauncher:
         assert self.cluster_environment is not None
-        self._launcher = WorkerLauncher(
+        return WorkerLauncher(
             self.cluster_environment,
             self.num_processes,
             self.num_nodes,
             command=self.worker_command,
-            patience=self._timeout or default_pg_timeout,
+            patience=self.timeout,
         )
 
     def set_world_ranks(self) -> None:
@@ -75,7 +74,7 @@ class LaunchedStrategy(DDPStrategy):
         super().setup_distributed()
 
     def _find_each_other(self, environment: WorkerEnvironment) -> None:
-        launcher, rank, timeout = self._launcher, self.global_rank, self._timeout or default_pg_timeout
+        launcher, rank, timeout = self.launcher, self.global_rank, self.timeout
         assert isinstance(launcher, WorkerLauncher)
         if self.world_size == 1:
             self._make_process_group(dist.HashStore(), timeout)
@@ -100,7 +99,7 @@ class LaunchedStrategy(DDPStrategy):
 
     def _make_process_group(self, store: dist.Store, timeout: timedelta) -> None:
         dist.init_process_group(
-            self._get_process_group_backend(),
+            self.backend,
             store=dist.PrefixStore("default_pg", store),
             rank=self.global_rank,
             world_size=self.world_size,
@@ -156,7 +155,7 @@ class LaunchedStrategy(DDPStrategy):
         return things
 
     def _abort(self, message: str) -> NoReturn:
-        if isinstance(self._launcher, WorkerLauncher):
-            self._launcher.kill_all()
+        if isinstance(self.launcher, WorkerLauncher):
+            self.launcher.kill_all()
         leave(message)
         raise AssertionError("unreachable")

@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.strategy.cases import Cases
 from tests.strategy.toys import Snapshots, Toy, flat, trainer_for
 from ticks.strategy import Gradients, Int8, Outer, Parameters, Streaming, TickStrategy
-from ticks.strategy.seen import sample
+from ticks.strategy.diagnostics import sample
 
 NESTEROV = partial(torch.optim.SGD, lr=0.7, momentum=0.5, nesterov=True)
 RULES: dict[str, Callable[[], TickStrategy]] = {

@@ -34,7 +34,7 @@ class Everyones:
         rank = self.sick[0]
         bad_step, loss = int(self["bad_step"][rank]), self["loss"][rank]
         what = "parameters were not finite" if math.isfinite(loss) else f"training loss was {loss}"
-        others = "" if len(self.sick) == self.world_size else " (strategy.non_finite=exclude goes on without it)"
+        others = "" if len(self.sick) == self.world_size else " (the strategy's non_finite=exclude goes on without it)"
         raise NonFiniteLoss(
             f"worker {rank}'s {what} at step {bad_step}, found at the tick after step {step}; nothing after the"
             f" last checkpoint can be trusted: lower the learning rate or clip gradients{others}"
