@@ -197,6 +197,7 @@ def test_classes_beside_train_py_are_found_from_wherever_a_command_is_typed(
     monkeypatch.chdir(tmp_path)
     before = list(sys.path)
     with where_it_began(Path("home/logs/mine")):
-        assert import_module("beside_it").VALUE == 3
+        module = "beside_it"
+        assert import_module(module).VALUE == 3
         assert Path.cwd() == tmp_path / "home"
     assert (sys.path, Path.cwd()) == (before, tmp_path)
