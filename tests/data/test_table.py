@@ -211,7 +211,7 @@ def test_without_a_file_the_endings_are_named() -> None:
 def test_without_the_library_a_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write(frame(), tmp_path / "a.csv")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ModuleNotFoundError, match=r'^data=table needs .*: pip install -e "\.\[hf\]"$'):
+    with pytest.raises(ModuleNotFoundError, match=r'^these data need .*: pip install -e "\.\[hf\]"$'):
         _ = table(file).corpus
 
 

@@ -3,7 +3,6 @@ end after different steps are told."""
 
 import os
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -196,15 +195,16 @@ def test_data_that_end_after_different_steps_are_told_on_every_worker(name: str,
 
 
 def test_ddp_does_not_wait_for_ever_for_data_that_go_on(tmp_path: Path) -> None:
-    def job() -> str:
-        said = unequal(lambda: DDP(hang_seconds=3, heartbeat_seconds=0.2), {})
-        (tmp_path / os.environ["LOCAL_RANK"]).touch()
-        deadline = time.monotonic() + 10
-        while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:  # with worker 0 goes what they meet at
-            time.sleep(0.01)
-        return said
+    """Who goes on is inside a collective, which ends as the other worker's process does."""
 
-    first, _ = run_workers(2, job, timeout=20)
+    def job() -> None:
+        said = unequal(lambda: DDP(hang_seconds=3, heartbeat_seconds=0.2), {})
+        (tmp_path / os.environ["LOCAL_RANK"]).write_text(said)
+        os._exit(0)
+
+    with pytest.raises(WorkerError):
+        run_workers(2, job, timeout=20)
+    first = (tmp_path / "0").read_text()
     assert "worker 0: the end of an epoch after step 10, where its data ended, for 3 s; worker 1: elsewhere" in first
 
 

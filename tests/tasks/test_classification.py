@@ -45,8 +45,9 @@ def test_one_worker_measures_the_same(trained: tuple[Path, str]) -> None:
         line.split()[0]: float(line.split()[1]) for line in output.splitlines() if line.startswith(("val", "test"))
     }
     for name in ("accuracy", "macro_f1", "calibration_error", "loss"):
-        assert found[f"val_{name}"] == pytest.approx(about[f"val_{name}"], rel=1e-5), name
-        assert found[f"test_{name}"] == pytest.approx(about[f"test_{name}"], rel=1e-5), name
+        close = 1e-4 if name == "calibration_error" else 1e-5  # sums of float32 in another order
+        assert found[f"val_{name}"] == pytest.approx(about[f"val_{name}"], rel=close), name
+        assert found[f"test_{name}"] == pytest.approx(about[f"test_{name}"], rel=close), name
 
 
 def test_the_measures_are_scikit_learns() -> None:
