@@ -412,7 +412,7 @@ def test_a_model_whose_final_loss_is_not_finite_has_failed(tmp_path: Path) -> No
     assert code == 1, output
     assert "Traceback" not in output
     assert [line for line in output.splitlines() if line.startswith("error: val/loss is nan after step 4: lower")]
-    assert summary_of(only_run(tmp_path))["status"] == "failed"
+    assert summary_of(only_run(tmp_path))["status"] == "diverged"
 
 
 def test_checkpoints_from_before_a_value_was_changed_are_still_the_runs_own(tmp_path: Path) -> None:

@@ -184,6 +184,8 @@ class Session:
         from ticks.strategy.shared_facts import NonFiniteLoss
         from ticks.strategy.wire import OutOfStep
 
+        if isinstance(error, NonFiniteLoss) and self.run is not None:
+            self.run.status = "diverged"
         if isinstance(error, NonFiniteLoss | CheckpointNotWritten):
             self._fail(error, 1, all_know=True)
         if isinstance(error, OutOfStep | Refused):

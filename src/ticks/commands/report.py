@@ -1,32 +1,134 @@
-"""Usage: ticks report RUN_DIR [RUN_DIR ...] [out=FILE]
+"""Usage: ticks report RUNS ... [by=KEY ...] [y=MEASURE] [x=KEY]
+                    [against=KEY=VALUE] [out=FILE ...]
 
-One line per run: strategy, norm, adapter, workers, steps, validation bits
-per byte, MB sent per worker, speed. What is no run is left out, with a
-warning.
+What runs came to. Those that differ in nothing but their seed are one row:
+mean, 95% interval, how many, and how many have no result.
 
-  RUN_DIR       a run's directory, or a multirun's with all its runs
-  out=FILE      draw bits per byte against MB sent and against steps, as
-                png, pdf, svg, ... (default: no figure)
+  RUNS               run directories, folders with runs in or below them
+                     (a multirun's, a sweep's), files that out= wrote
+  by=KEY             tell runs apart by this key, by=KEY,KEY or several
+                     (default: by what differs, but the seed)
+  y=MEASURE          any key of summary.json, as val_loss or loss, accuracy,
+                     steps_per_second (default: what the runs are judged by)
+  against=KEY=VALUE  differences to the runs that have it, paired by seed; a
+                     second one: how much they differ from those there
+  x=KEY              what a figure is drawn against: step, seconds, tokens,
+                     bytes_sent (curves); any setting; two, x=KEY,KEY (heat
+                     map); bytes_sent_per_worker (what beats what)
+  out=FILE           png, svg, pdf: a figure; md, tex: the table; csv,
+                     parquet: the runs themselves
 
-Example: ticks report logs/runs/* out=figure.png
+Example: ticks report logs/sweeps/intervals against=strategy.clock.interval=1
+             x=strategy.clock.interval out=figure.png out=table.md
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from ticks.commands.options import split
-from ticks.config import ConfigError
+from ticks.config import ConfigError, did_you_mean
+
+OPTIONS = ("by", "x", "y", "against", "out")
+TABLES = (".md", ".tex")
 
 
 def main(arguments: list[str]) -> None:
-    from ticks.report.compare import figure, load_runs, show_runs
+    from ticks.report.groups import group
+    from ticks.report.tables import table_of, table_of_changes
 
-    options, directories = split(arguments, out=None)
-    runs = load_runs([Path(d) for d in directories])
-    show_runs(runs)
-    if options["out"]:
-        try:
-            figure(runs, Path(os.path.expanduser(options["out"])))
-        except OSError as error:
-            raise ConfigError(f"out={options['out']} cannot be written: {error.strerror or error}") from None
-        print(f"figure {options['out']}")
+    options, places = read_options(arguments)
+    runs = runs_of([Path(os.path.expanduser(place)) for place in places])
+    measure, better = measure_of(runs, options["y"])
+    keys = [key for entry in options["by"] for key in entry.split(",")]
+    groups = group(runs, keys)
+    for said in options["against"]:
+        if "=" not in said:
+            raise ConfigError(f"against={said}: it is KEY=VALUE, as against=strategy=ddp")
+    if len(options["against"]) > 2:
+        raise ConfigError(f"against={options['against'][2]}: there can be two against, no more")
+    table = table_of(groups, measure, against=next(iter(options["against"]), None))
+    table.show()
+    tables = [table]
+    if len(options["against"]) == 2:
+        changes = table_of_changes(groups, measure, *options["against"])
+        changes.show()
+        tables.append(changes)
+    x = [key for entry in options["x"] for key in entry.split(",")]
+    for out in options["out"]:
+        write(Path(os.path.expanduser(out)), tables, runs, groups, measure, better, keys, x)
+        print(f"{kind_of(Path(out))} {out}")
+
+
+def read_options(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """KEY=VALUE by the key, each as often as it came, and the rest."""
+    options: dict[str, list[str]] = {name: [] for name in OPTIONS}
+    places = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and key in options:
+            if not value:
+                raise ConfigError(f"{key}= is empty: ticks report --help tells what can stand there")
+            options[key].append(value)
+        else:
+            places.append(argument)
+    return options, places
+
+
+def runs_of(places: Sequence[Path]) -> list[Any]:
+    """The runs in directories and in files that this command wrote. ConfigError if there is none."""
+    from ticks.report import frame
+    from ticks.report.runs import load_runs
+
+    files = [place for place in places if place.suffix in frame.FORMATS and place.is_file()]
+    runs = [run for file in files for run in frame.read(file)]
+    directories = [place for place in places if place not in files]
+    return runs + (load_runs(directories) if directories or not runs else [])
+
+
+def measure_of(runs: Sequence[Any], said: Sequence[str]) -> tuple[str, str]:
+    """The measure's key in the summaries, and which is better. ConfigError for runs that cannot be compared."""
+    judged = {run.measure[0]: run for run in runs}
+    tasks = {str(run.settings.get("task")): run for run in runs if run.settings.get("task")}
+    for kind, found in (("tasks", tasks), ("measures", judged)):
+        if len(found) > 1:
+            each = ", ".join(f"{name} ({run.directory})" for name, run in found.items())
+            raise ConfigError(f"runs of different {kind} are no one table: {each}")
+    better = next((run.summary["better"] for run in runs if run.summary.get("better")), "lower")
+    if not said:
+        return f"val_{next(iter(judged))}", better
+    if len(said) > 1:
+        raise ConfigError(f"y={said[1]}: there can be one y")
+    keys = {key: None for run in runs for key, value in run.summary.items() if isinstance(value, int | float)}
+    name = said[0].replace("/", "_")
+    for key in (name, f"val_{name}"):
+        if key in keys:
+            own = key in (f"val_{next(iter(judged))}", f"test_{next(iter(judged))}")
+            return key, better if own else "higher" if "accuracy" in key or key == "steps_per_second" else "lower"
+    raise ConfigError(f"y={said[0]}: no run has it{did_you_mean(name, keys)}")
+
+
+def kind_of(out: Path) -> str:
+    from ticks.report.frame import FORMATS
+
+    return "table" if out.suffix in TABLES else "runs" if out.suffix in FORMATS else "figure"
+
+
+def write(
+    out: Path, tables: Sequence[Any], runs: Sequence[Any], groups: Sequence[Any], measure: str, better: str,
+    keys: Sequence[str], x: Sequence[str],
+) -> None:  # fmt: skip
+    """What the suffix asks for. ConfigError if it cannot be written."""
+    from ticks.report import figures, frame
+
+    try:
+        if kind_of(out) == "table":
+            out.parent.mkdir(parents=True, exist_ok=True)
+            texts = [table.markdown() if out.suffix == ".md" else table.latex() for table in tables]
+            out.write_text("\n".join(texts))
+        elif kind_of(out) == "runs":
+            frame.write(runs, out, keys)
+        else:
+            figures.draw(groups, measure, out, x=x, better=better)
+    except OSError as error:
+        raise ConfigError(f"out={out} cannot be written: {error.strerror or error}") from None

@@ -1,0 +1,314 @@
+"""A report's figures of groups of runs: learning curves, a measure against a setting, a frontier, a heat map."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ticks.config import ConfigError
+from ticks.report.groups import Group, known, setting, shown
+from ticks.report.runs import Run
+from ticks.report.style import BAND, GREY, colours, label_ends, log_scale, picture, pyplot
+from ticks.report.tables import MEGABYTE, number, statistics, words
+
+TRAINING = {
+    "step": "optimizer steps",
+    "seconds": "seconds of training",
+    "tokens": "tokens",
+    "bytes_sent": "MB sent per worker",
+}
+SENT = "bytes_sent_per_worker"
+
+
+class Points(NamedTuple):
+    """Means over seeds with their intervals, in the order of x."""
+
+    x: list[float]
+    y: list[float]
+    low: list[float]
+    high: list[float]
+
+
+def draw(groups: Sequence[Group], measure: str, out: Path, *, x: Sequence[str] = (), better: str = "lower") -> None:
+    """The figure that x asks for: without it the curves against MB sent and steps; a column of metrics.csv, the curves
+    against it; a setting, the measure against it; two of them, a heat map; bytes_sent_per_worker, a frontier.
+
+    ConfigError for what cannot be drawn.
+    """
+    pyplot()
+    runs = [run for found in groups for run in found.runs]
+    for key in x:
+        if key not in TRAINING:
+            known(key, runs)
+    if not x or (len(x) == 1 and x[0] in TRAINING):
+        curves(groups, measure, out, list(x) or ["bytes_sent", "step"])
+    elif len(x) == 1 and x[0] == SENT:
+        frontier(groups, measure, out, better)
+    elif len(x) == 1:
+        against(groups, measure, out, x[0])
+    elif len(x) == 2:
+        heat_map(groups, measure, out, x[0], x[1], better)
+    else:
+        raise ConfigError(f"x={','.join(x)}: one key, or two for a heat map")
+
+
+# ---- curves ----------------------------------------------------------------------------------------------------------
+
+
+def evaluations(run: Run, measure: str) -> dict[int, tuple[dict[str, float], float]]:
+    """By step, where each evaluation during training stands and what it found; none from a damaged record."""
+    key = measure.replace("val_", "val/", 1)
+    found: dict[int, tuple[dict[str, float], float]] = {}
+    for row in run.rows:
+        try:
+            if row.get(key) and row["step"] != "0":
+                found[int(row["step"])] = (
+                    {name: float(row[name]) for name in TRAINING if row.get(name)},
+                    float(row[key]),
+                )
+        except (ValueError, TypeError, KeyError):
+            return {}
+    return found
+
+
+def curve(found: Group, measure: str, x: str) -> Points:
+    """The measure at each step that every seed's record has."""
+    records = [evaluations(run, measure) for run in found.runs]
+    records = [record for record in records if len(record) > 1]
+    shared = sorted(set.intersection(*map(set, records))) if records else []
+    xs, estimates = [], []
+    for step in shared:
+        places = [record[step][0].get(x) for record in records]
+        if any(place is None for place in places):
+            continue
+        xs.append(sum(filter(None, places)) / len(places) / (MEGABYTE if x == "bytes_sent" else 1))
+        estimates.append(_estimate([record[step][1] for record in records]))
+    return Points(xs, *([getattr(e, name) for e in estimates] for name in ("mean", "low", "high")))
+
+
+class Single(NamedTuple):
+    mean: float
+    low: float
+    high: float
+
+
+def _estimate(values: Sequence[float]) -> Any:
+    """With an interval, or of no width where one value has none."""
+    if len(values) == 1:
+        return Single(values[0], values[0], values[0])
+    return statistics().estimate(values)
+
+
+def curves(groups: Sequence[Group], measure: str, out: Path, xs: Sequence[str]) -> None:
+    """The measure during training, a line per group with its 95% interval, against each of `xs`."""
+    lines = [{x: curve(found, measure, x) for x in xs} for found in groups]
+    drawn = [i for i, line in enumerate(lines) if any(len(points.x) > 1 for points in line.values())]
+    if not drawn:
+        raise ConfigError(
+            "nothing to draw: no run has two evaluations during training"
+            " (trainer.val_check_interval says after how many steps they come)"
+        )
+    if left := [name_of(found) for i, found in enumerate(groups) if i not in drawn]:
+        print(f"warning: fewer than two evaluations, not drawn: {'; '.join(left)}", file=sys.stderr, flush=True)
+    shades = dict(zip(drawn, colours([label_of(groups[i]) for i in drawn]), strict=True))
+    with picture(out, columns=len(xs), size=(5.2, 3.8)) as axes:
+        for place, x in zip([axes] if len(xs) == 1 else axes, xs, strict=True):
+            ends = []
+            for i in drawn:
+                points = lines[i][x]
+                if not points.x:
+                    continue
+                place.plot(points.x, points.y, marker="o", color=shades[i])
+                place.fill_between(points.x, points.low, points.high, color=shades[i], alpha=BAND, linewidth=0)
+                ends.append((points.x[-1], points.y[-1], label_of(groups[i]), shades[i]))
+            if x == "bytes_sent":
+                log_scale(place)
+            place.set_xlabel(TRAINING[x] + (" (log scale)" if x == "bytes_sent" else ""))
+            place.set_ylabel(words(measure).replace("val ", "validation ", 1))
+            if place is (axes if len(xs) == 1 else axes[-1]):
+                label_ends(place, ends)
+
+
+def name_of(found: Group) -> str:
+    return found.name if found.values else str(found.runs[0].directory)
+
+
+def label_of(found: Group) -> str:
+    """What tells a group from the others, without the names of the keys where the values speak for themselves."""
+    parts = []
+    for key, value in found.values.items():
+        last = key.rpartition(".")[2].rpartition("/")[2]
+        if value is None:
+            continue
+        parts.append(f"{last} {shown(value)}" if isinstance(value, int | float) else shown(value))
+    return ", ".join(parts) or "all runs"
+
+
+# ---- a measure against a setting -------------------------------------------------------------------------------------
+
+
+def against(groups: Sequence[Group], measure: str, out: Path, x: str) -> None:
+    """The measure against a setting: a line per group of everything else, with its interval at each point."""
+    lines: dict[tuple[Any, ...], list[Group]] = {}
+    for found in groups:
+        rest = tuple((key, value) for key, value in found.values.items() if key != x)
+        lines.setdefault(rest, []).append(found)
+    names = [label_of(Group(dict(rest), [])) for rest in lines]
+    with picture(out) as axes:
+        values = [setting(run, x) for found in groups for run in found.runs]
+        numeric = all(isinstance(value, int | float) for value in values)
+        ticks: list[Any] = sorted(set(values)) if numeric else list(dict.fromkeys(map(shown, values)))
+        ends = []
+        for name, colour, line in zip(names, colours(names), lines.values(), strict=True):
+            points = _along(line, measure, x, None if numeric else ticks)
+            if not points.x:
+                print(f"warning: no run has finished, not drawn: {name}", file=sys.stderr, flush=True)
+                continue
+            _with_errors(axes, points, colour, line="-" if len(points.x) > 1 else "none")
+            ends.append((points.x[-1], points.y[-1], name if len(lines) > 1 else "", colour))
+        if not ends:
+            raise ConfigError(f"nothing to draw: no run has finished with {measure}")
+        if numeric and len(ticks) > 2 and min(ticks) > 0 and max(ticks) / min(ticks) >= 8:
+            axes.set_xscale("log", base=2)
+            axes.minorticks_off()
+        axes.set_xticks(ticks if numeric else range(len(ticks)), [shown(tick) for tick in ticks])
+        axes.set_xlabel(x)
+        axes.set_ylabel(words(measure).replace("val ", "validation ", 1))
+        label_ends(axes, ends)
+
+
+def _along(line: Sequence[Group], measure: str, x: str, names: Sequence[str] | None) -> Points:
+    found = []
+    for one in line:
+        if not (values := list(one.of(measure).values())):
+            continue
+        place = setting(one.runs[0], x)
+        estimate = _estimate(values)
+        found.append((names.index(shown(place)) if names else place, estimate.mean, estimate.low, estimate.high))
+    return Points(*([point[i] for point in sorted(found)] for i in range(4)))
+
+
+def _with_errors(axes: Any, points: Points, colour: str, *, line: str = "none", sideways: Any = None) -> None:
+    errors = [
+        [y - low for y, low in zip(points.y, points.low, strict=True)],
+        [high - y for y, high in zip(points.y, points.high, strict=True)],
+    ]
+    axes.errorbar(points.x, points.y, errors, xerr=sideways, fmt="o", linestyle=line, color=colour, capsize=2.5)
+
+
+# ---- a frontier ------------------------------------------------------------------------------------------------------
+
+
+def frontier(groups: Sequence[Group], measure: str, out: Path, better: str) -> None:
+    """What each group came to for how many MB; the dotted line joins those that no other beats in both.
+
+    Groups that differ in a number have one colour, and each its number beside it.
+    """
+    series: dict[str, list[tuple[float, Any, str]]] = {}
+    for found in groups:
+        values, sent = list(found.of(measure).values()), list(found.of(SENT).values())
+        if values and sent:
+            names = {key: value for key, value in found.values.items() if not _is_number(value)}
+            numbers = {key: value for key, value in found.values.items() if key not in names}
+            point = (
+                sum(sent) / len(sent) / MEGABYTE,
+                _estimate(values),
+                label_of(Group(numbers, [])) if numbers else "",
+            )
+            series.setdefault(label_of(Group(names, [])) if names else "", []).append(point)
+    if not series:
+        raise ConfigError(f"nothing to draw: no run has finished with {measure} and {SENT}")
+    best = pareto([(x, estimate.mean) for points in series.values() for x, estimate, _ in points], better)
+    with picture(out, size=(6.5, 4.2)) as axes:
+        axes.step(*zip(*best, strict=True), where="post", color=GREY, linestyle=":", zorder=0)
+        ends = []
+        for (name, points), colour in zip(series.items(), colours(list(series)), strict=True):
+            points.sort(key=lambda point: point[0])
+            estimates = [estimate for _, estimate, _ in points]
+            means, low, high = ([getattr(e, which) for e in estimates] for which in ("mean", "low", "high"))
+            _with_errors(axes, Points([x for x, _, _ in points], means, low, high), colour)
+            for x, estimate, said in points[:-1]:
+                axes.annotate(said, (x, estimate.mean), (4, 4), textcoords="offset points", fontsize=6, color=colour)
+            ends.append((points[-1][0], means[-1], ", ".join(filter(None, (name, points[-1][2]))), colour))
+        log_scale(axes)
+        axes.set_xlabel("MB sent per worker (log scale)")
+        axes.set_ylabel(words(measure).replace("val ", "validation ", 1))
+        label_ends(axes, ends)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def pareto(points: Sequence[tuple[float, float]], better: str) -> list[tuple[float, float]]:
+    """The points (cost, value) that no other is at most as dear as and at least as good as; cheapest first."""
+    sign = 1 if better == "lower" else -1
+    best: list[tuple[float, float]] = []
+    for x, y in sorted(points, key=lambda point: (point[0], sign * point[1])):
+        if not best or sign * y < sign * best[-1][1]:
+            best.append((x, y))
+    return best
+
+
+# ---- a heat map ------------------------------------------------------------------------------------------------------
+
+
+def heat_map(groups: Sequence[Group], measure: str, out: Path, x: str, y: str, better: str) -> None:
+    """The measure over two settings, each cell with its mean and half its interval. ConfigError where a cell would hold
+    several groups."""
+    cells: dict[tuple[str, str], Group] = {}
+    for found in groups:
+        place = shown(found.values.get(x)), shown(found.values.get(y))
+        if place in cells:
+            raise ConfigError(
+                f"x={x},{y}: {found.name} and {cells[place].name} are one cell;"
+                f" choose runs that differ in {x} and {y} alone"
+            )
+        cells[place] = found
+    columns, rows = (list(dict.fromkeys(place[i] for place in _sorted(cells, key))) for i, key in ((0, x), (1, y)))
+    means = [[_mean(cells.get((column, row)), measure) for column in columns] for row in rows]
+    known_means = [mean for row in means for mean in row if mean == mean]
+    if not known_means:
+        raise ConfigError(f"nothing to draw: no run has finished with {measure}")
+    low, high = min(known_means), max(known_means)
+    with picture(out, size=(1.6 + 1.1 * len(columns), 1.4 + 0.62 * len(rows))) as axes:
+        shade = "cividis_r" if better == "lower" else "cividis"
+        image = axes.imshow(means, cmap=shade, aspect="auto", vmin=low, vmax=high)
+        axes.grid(False)
+        axes.set_xticks(range(len(columns)), columns)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        for i, row in enumerate(rows):
+            for j, column in enumerate(columns):
+                text = _cell(cells.get((column, row)), measure)
+                share = 0.0 if high == low or means[i][j] != means[i][j] else (means[i][j] - low) / (high - low)
+                dark = (share > 0.5) == (better == "lower")
+                axes.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+        axes.figure.colorbar(image, ax=axes, label=words(measure).replace("val ", "validation ", 1))
+
+
+def _sorted(cells: dict[tuple[str, str], Group], key: str) -> list[tuple[str, str]]:
+    """Places by the size of what is there, if it is a number."""
+    values = {place: found.values.get(key) for place, found in cells.items()}
+    if not all(_is_number(value) for value in values.values()):
+        return list(cells)
+    return sorted(cells, key=lambda place: float(values[place] or 0))
+
+
+def _mean(found: Group | None, measure: str) -> float:
+    values = list(found.of(measure).values()) if found is not None else []
+    return sum(values) / len(values) if values else float("nan")
+
+
+def _cell(found: Group | None, measure: str) -> str:
+    if found is None:
+        return "-"
+    values = list(found.of(measure).values())
+    if not values:
+        return "\n".join(f"{n} {status}" for status, n in found.failures().items()) or "-"
+    estimate = _estimate(values)
+    half = (estimate.high - estimate.low) / 2
+    failed = sum(found.failures().values())
+    lost = f"\n{failed} of {failed + len(values)} lost" if failed else ""
+    return number(estimate.mean, half) + (f"\n± {number(half, half)}" if half else "") + lost

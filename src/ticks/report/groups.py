@@ -1,0 +1,146 @@
+"""Runs that differ in nothing but their seed belong together: which keys tell groups apart, and what each came to."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ticks.config import ConfigError, did_you_mean
+from ticks.report.runs import Run
+
+# what does not make a run another experiment: where it lies, how it is called, what is shown of it, how fast it is
+NEVER = ("seed", "run_dir", "resume", "name", "test", "task.sample_prompt", "task.sample_bytes")
+NEVER_BELOW = ("logger", "callbacks")
+FAILURES = ("diverged", "failed", "stopped", "running")  # runs that count, but have no result
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs with the same `values` of the keys that tell groups apart."""
+
+    values: dict[str, Any]
+    runs: list[Run]
+
+    @property
+    def name(self) -> str:
+        return ", ".join(f"{key}={shown(value)}" for key, value in self.values.items()) or "all runs"
+
+    def of(self, measure: str) -> dict[Any, float]:
+        """The measure by seed, of the runs that finished and have it. Of equal runs the last one counts: what is the
+        same in everything is no second observation."""
+        return {
+            run.summary.get("seed"): float(run.summary[measure])
+            for run in self.runs
+            if run.summary["status"] == "finished" and isinstance(run.summary.get(measure), int | float)
+        }
+
+    def failures(self) -> dict[str, int]:
+        """How many runs came to no result, by what became of them."""
+        counts = {status: sum(run.summary["status"] == status for run in self.runs) for status in FAILURES}
+        return {status: n for status, n in counts.items() if n}
+
+    def repeated(self) -> int:
+        """Runs that are the same as another one in seed and all."""
+        finished = [run.summary.get("seed") for run in self.runs if run.summary["status"] == "finished"]
+        return len(finished) - len(set(finished))
+
+
+def shown(value: Any) -> str:
+    """A setting's value as a person writes it."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def group(runs: Sequence[Run], by: Sequence[str] = ()) -> list[Group]:
+    """Runs by the values of `by`, in order; without any, by every key that differs but the seed."""
+    keys = list(by) or differing(runs)
+    for key in by:
+        known(key, runs)
+    groups: dict[tuple[str, ...], Group] = {}
+    for run in runs:
+        values = {key: setting(run, key) for key in keys}
+        groups.setdefault(tuple(map(shown, values.values())), Group(values, [])).runs.append(run)
+    return [found for _, found in sorted(groups.items(), key=lambda item: _order(item[1]))]
+
+
+def setting(run: Run, key: str) -> Any:
+    """A run's setting; or what its summary says under that name."""
+    return run.settings[key] if key in run.settings else run.summary.get(key)
+
+
+def known(key: str, runs: Sequence[Run]) -> None:
+    """ConfigError if no run has such a setting, nor such a key in its summary."""
+    keys = {name: None for run in runs for name in [*run.settings, *run.summary]}
+    if key not in keys:
+        raise ConfigError(f"no run has '{key}'{did_you_mean(key, keys)}")
+
+
+def differing(runs: Sequence[Run]) -> list[str]:
+    """The keys by which runs are told apart: of those that differ, the fewest that do, what was typed before all else.
+
+    A strategy of another name has other values below it as well: where the name says enough, they are left out.
+    """
+    candidates = dict.fromkeys(key for run in runs for key in run.settings if _counts(key, runs))
+    kept: list[str] = []
+    cells: list[tuple[str, ...]] = [()] * len(runs)
+    for key in sorted(candidates, key=lambda key: _typed_first(key, runs)):
+        finer = [(*cell, shown(run.settings.get(key))) for cell, run in zip(cells, runs, strict=True)]
+        if len(set(finer)) > len(set(cells)):
+            kept.append(key)
+            cells = finer
+    return kept
+
+
+def _counts(key: str, runs: Sequence[Run]) -> bool:
+    """Whether the key can tell groups apart: it differs, and not because the seed or the place does."""
+    top, last = key.partition(".")[0], key.rpartition(".")[2]
+    if key in NEVER or last == "seed" or top in NEVER_BELOW:
+        return False
+    values = {shown(run.settings.get(key)) for run in runs}
+    own = [(str(run.settings.get(key)), str(run.settings["run_dir"])) for run in runs if run.settings.get("run_dir")]
+    return len(values) > 1 and not any(run_dir in value for value, run_dir in own)
+
+
+def _typed_first(key: str, runs: Sequence[Run]) -> tuple[int, int]:
+    """What was typed for any run, in that order; then as configurations have it, names of groups before values."""
+    typed = [run.typed.index(key) for run in runs if key in run.typed]
+    places = [list(run.settings).index(key) for run in runs if key in run.settings]
+    return (0, min(typed)) if typed else (1, min(places))
+
+
+def _order(found: Group) -> tuple[tuple[int, float, str], ...]:
+    """Numbers by size, everything else by name."""
+    return tuple(
+        (0, float(value), "")
+        if isinstance(value, int | float) and not isinstance(value, bool)
+        else (1, 0.0, str(value))
+        for value in found.values.values()
+    )
+
+
+def baseline_of(groups: Sequence[Group], against: str) -> Callable[[Group], Group | None]:
+    """Which group each is compared with: the one that has KEY=VALUE and everything else as it has; where there is none,
+    the only one that has KEY=VALUE. ConfigError if nothing has."""
+    key, _, value = against.partition("=")
+    there = [found for found in groups if key in found.values and shown(found.values[key]) == value]
+    if not there:
+        keys = dict.fromkeys(key for found in groups for key in found.values)
+        if key not in keys:
+            raise ConfigError(
+                f"against={against}: groups are told apart by {', '.join(keys) or 'nothing'}, not by {key}"
+            )
+        values = dict.fromkeys(shown(found.values[key]) for found in groups)
+        raise ConfigError(f"against={against}: no group has it; {key} is {', '.join(values)}")
+
+    def find(one: Group) -> Group | None:
+        if one in there:
+            return None
+        rest = {name: value for name, value in one.values.items() if name != key}
+        alike = [found for found in there if all(found.values[name] == value for name, value in rest.items())]
+        if alike:
+            return alike[0]
+        return there[0] if len(there) == 1 else None
+
+    return find

@@ -1,0 +1,135 @@
+"""How every figure looks: its letters, and colours that colour-blind people tell apart, the same for the same thing."""
+
+import math
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+from ticks.config import ConfigError, did_you_mean
+from ticks.report.groups import shown
+
+# Okabe and Ito's, without the yellow that is lost on white; black is DDP's and a baseline's alone
+BLACK, GREY = "#000000", "#8c8c8c"
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#80ba5a")
+FIXED = {
+    "ddp": BLACK, "ticks": PALETTE[0], "local_sgd": PALETTE[1], "diloco": PALETTE[2],
+    "layer_norm": PALETTE[0], "ln": PALETTE[0], "rms_norm": PALETTE[1], "rms": PALETTE[1],
+    "none": GREY, "no_norm": GREY, "adamw": PALETTE[0], "muon": PALETTE[1],
+}  # fmt: skip
+RC = {
+    "font.size": 9, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "grid.alpha": 0.25, "lines.linewidth": 1.6, "lines.markersize": 3.5, "legend.frameon": False, "savefig.dpi": 150,
+    "svg.hashsalt": "0", "svg.fonttype": "none",
+}  # fmt: skip
+BAND = 0.18  # how dark an interval is
+
+
+def colours(values: Sequence[Any]) -> list[str]:
+    """A colour for each: known names have their own, whole numbers one by their size, others one by their name."""
+    names = [shown(value) for value in values]
+    taken = {FIXED[name] for name in names if name in FIXED}
+    chosen: dict[str, str] = {}
+    for name in sorted(set(names)):
+        if name in FIXED:
+            chosen[name] = FIXED[name]
+            continue
+        if counted := re.fullmatch(r"(?:[^,]* )?([1-9]\d*)", name):
+            chosen[name] = _of_size(int(counted[1]))
+            continue
+        start = crc32(name.encode()) % len(PALETTE)
+        free = [colour for colour in (*PALETTE[start:], *PALETTE[:start]) if colour not in taken]
+        chosen[name] = free[0] if free else PALETTE[start]
+        taken.add(chosen[name])
+    return [chosen[name] for name in names]
+
+
+def _of_size(number: int) -> str:
+    """From dark (1) to bright (256 and more), by its logarithm."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return to_hex(colormaps["viridis"](min(math.log2(number) / 8, 1.0) * 0.9))
+
+
+def pyplot() -> Any:
+    """matplotlib's, which opens no window. ConfigError without it."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise ConfigError('figures need matplotlib: pip install -e ".[report]"') from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    return plt
+
+
+@contextmanager
+def picture(out: Path, *, columns: int = 1, size: tuple[float, float] = (6.0, 4.0)) -> Iterator[Any]:
+    """Axes to draw on, `columns` of them side by side, saved in `out` behind the block with the command that made them.
+
+    ConfigError for a format that is none.
+    """
+    plt = pyplot()
+    with plt.rc_context(RC):
+        fig, axes = plt.subplots(1, columns, figsize=(size[0] * columns, size[1]), layout="constrained", squeeze=False)
+        try:
+            if (suffix := out.suffix[1:]) not in (known := fig.canvas.get_supported_filetypes()):
+                raise ConfigError(f"out={out}: '{suffix}' is no picture format{did_you_mean(suffix, known)}")
+            yield axes[0] if columns > 1 else axes[0, 0]
+            out.parent.mkdir(parents=True, exist_ok=True)
+            fig.savefig(out, metadata=metadata(suffix))
+        finally:
+            plt.close(fig)
+
+
+def metadata(suffix: str) -> dict[str, str | None]:
+    """What a file of this format can hold of the command that made it; no date, so that the same figure is the same."""
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    known: dict[str, dict[str, str | None]] = {
+        "png": {"Description": command},
+        "svg": {"Description": command, "Date": None},
+        "pdf": {"Subject": command, "CreationDate": None},
+    }
+    return known.get(suffix, {})
+
+
+def log_scale(axes: Any, base: int = 10) -> None:
+    """x on a log scale, its numbers written out."""
+    from matplotlib.ticker import FuncFormatter
+
+    axes.set_xscale("log", base=base)
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    few = high / low < 30  # then those between powers of ten are needed
+    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: _between(value) if few else ""))
+
+
+def _between(value: float) -> str:
+    return f"{value:,.10g}" if f"{value:e}"[0] in "2356" else ""
+
+
+def label_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Names of lines (x, y, name, colour) beside their right ends, moved up where they would meet; a legend of many."""
+    if len(ends) > 12:
+        for _, _, name, colour in ends:
+            axes.plot([], [], color=colour, label=name)
+        axes.legend(ncols=2, fontsize=7)
+        return
+    axes.figure.canvas.draw()
+    line = 10 * axes.figure.dpi / 72
+    heights = {i: axes.transData.transform((x, y))[1] for i, (x, y, _, _) in enumerate(ends)}
+    free = -float("inf")
+    for i in sorted(heights, key=lambda i: heights[i]):
+        x, y, name, colour = ends[i]
+        place = max(heights[i], free)
+        free = place + line
+        offset = (4, (place - heights[i]) * 72 / axes.figure.dpi)
+        axes.annotate(
+            name, (x, y), offset, textcoords="offset points", color=colour, fontsize=8, va="center",
+            annotation_clip=False,
+        )  # fmt: skip

@@ -1,0 +1,203 @@
+"""Figures of fixed runs: what is drawn where, every label, and the picture itself beside a stored one."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib import image
+from matplotlib import pyplot as plt
+from matplotlib.testing.compare import compare_images
+
+from tests.report.made import grid, run
+from ticks.config import ConfigError
+from ticks.report.figures import curve, draw, pareto
+from ticks.report.groups import group
+from ticks.report.runs import load_runs
+from ticks.report.style import colours
+
+MEASURE = "val_bits_per_byte"
+STORED = Path(__file__).parent / "pictures"
+KINDS: dict[str, list[str]] = {
+    "curves": [],
+    "curves_over_steps": ["step"],
+    "lines": ["strategy.clock.interval"],
+    "names": ["model"],
+    "frontier": ["bytes_sent_per_worker"],
+    "heat_map": ["strategy.clock.interval", "model"],
+}
+
+
+def drawn(folder: Path, out: Path, x: Sequence[str] = (), measure: str = MEASURE) -> Any:
+    """The figure object, kept from being closed."""
+    kept: list[Any] = []
+    original, plt.close = plt.close, kept.append
+    try:
+        draw(group(load_runs([folder])), measure, out, x=x)
+    finally:
+        plt.close = original
+    plt.close(kept[0])
+    return kept[0]
+
+
+def texts(figure: Any) -> set[str]:
+    return {text.get_text() for text in figure.findobj(lambda a: hasattr(a, "get_text")) if text.get_text()}
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_figure_looks_as_it_did(kind: str, tmp_path: Path) -> None:
+    """`python -m tests.report.test_figures` draws the stored ones anew: open them, and look."""
+    draw(group(load_runs([grid(tmp_path / "runs")])), MEASURE, out := tmp_path / f"{kind}.png", x=KINDS[kind])
+    assert compare_images(str(STORED / f"{kind}.png"), str(out), tol=8) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels"),
+    [
+        (
+            "curves",
+            {"MB sent per worker (log scale)", "optimizer steps", "validation bits per byte", "ln, interval 16"},
+        ),
+        ("lines", {"strategy.clock.interval", "validation bits per byte", "ln", "rms", "1", "16"}),
+        ("names", {"model", "ln", "rms", "interval 1", "interval 16"}),
+        ("frontier", {"MB sent per worker (log scale)", "ln, interval 1", "rms, interval 1", "interval 16"}),
+        ("heat_map", {"strategy.clock.interval", "model", "ln", "rms", "1", "16", "2.010\n± 0.025", "2.110\n± 0.025"}),
+    ],
+)
+def test_every_label_is_there(kind: str, labels: set[str], tmp_path: Path) -> None:
+    figure = drawn(grid(tmp_path / "runs"), tmp_path / "figure.svg", KINDS[kind])
+    assert labels <= texts(figure), texts(figure)
+    written = (tmp_path / "figure.svg").read_text()
+    for label in labels:
+        for line in label.split("\n"):
+            assert f">{line}<" in written, line
+
+
+def test_curves_are_means_over_the_seeds_with_their_interval(tmp_path: Path) -> None:
+    found = group(load_runs([grid(tmp_path)]))[1]
+    points = curve(found, MEASURE, "bytes_sent")
+    assert points.x == pytest.approx([6.25, 12.5, 18.75])
+    assert points.y == pytest.approx([3.11, 2.31, 2.11])
+    assert [high - y for high, y in zip(points.high, points.y, strict=True)] == pytest.approx([0.0248] * 3, abs=1e-4)
+    assert curve(found, MEASURE, "step").x == [10, 20, 30]
+
+
+def test_a_seed_without_a_step_takes_that_step_out(tmp_path: Path) -> None:
+    run(tmp_path / "a", [8.0, 4.0, 3.0, 2.0]), run(tmp_path / "b", [8.0, 5.0, 4.0], seed=1)
+    (found,) = group(load_runs([tmp_path]))
+    assert curve(found, MEASURE, "step").y == pytest.approx([4.5, 3.5])
+
+
+@pytest.mark.parametrize(
+    ("suffix", "marks"), [("png", b"Description\0"), ("svg", b"<dc:description>"), ("pdf", b"/Subject")]
+)
+def test_a_figure_says_which_command_made_it(
+    suffix: str, marks: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/ticks", "report", "my runs", "x=step"])
+    out = tmp_path / "new" / f"figure.{suffix}"
+    draw(group(load_runs([grid(tmp_path / "runs")])), MEASURE, out)
+    content = out.read_bytes()
+    assert marks in content
+    assert b"ticks report 'my runs' x=step" in content
+    assert b"somewhere" not in content
+    draw(group(load_runs([tmp_path / "runs"])), MEASURE, out)
+    assert out.read_bytes() == content  # no date, no order of its own
+
+
+def test_a_figure_is_a_picture_with_something_on_it(tmp_path: Path) -> None:
+    draw(group(load_runs([grid(tmp_path / "runs")])), MEASURE, tmp_path / "figure.png")
+    pixels = image.imread(tmp_path / "figure.png")[..., :3].reshape(-1, 3)
+    assert len(pixels) > 100_000
+    coloured = pixels.max(axis=1) - pixels.min(axis=1) > 0.3
+    assert coloured.sum() > 500  # lines, not only axes
+
+
+def test_the_same_thing_has_the_same_colour_wherever_it_is() -> None:
+    assert colours(["ln", "x"])[0] == colours(["a", "b", "ln"])[2] == colours(["ln"])[0]
+    assert colours([8, 64])[1] == colours([64])[0] == colours(["interval 64"])[0]
+    many = [f"norm {i}" for i in "abcdefgh"]
+    assert len(set(colours(many))) == len(many)
+    assert len(set(colours([1, 2, 4, 8, 16, 32, 64]))) == 7
+
+
+def test_runs_that_came_to_nothing_are_in_the_heat_map(tmp_path: Path) -> None:
+    grid(tmp_path)
+    for seed in range(3):
+        about = {"status": "diverged", "val_bits_per_byte": None, "seed": seed, "interval": 64}
+        run(tmp_path / f"ln_64_{seed}", typed={"model": "ln"}, choices={"model": "ln", "strategy": "ticks"},
+            config={"model": {"norm": {"_target_": "ln"}}, "strategy": {"clock": {"interval": 64}}},
+            **about)  # fmt: skip
+    figure = drawn(tmp_path, tmp_path / "figure.png", ["strategy.clock.interval", "model"])
+    assert {"3 diverged", "-"} <= texts(figure)
+
+
+@pytest.mark.parametrize("better", ["lower", "higher"])
+def test_what_no_other_beats_is_on_the_frontier(better: str) -> None:
+    sign = 1 if better == "lower" else -1
+    points = [(3.0, 1.0), (1.0, 5.0), (2.0, 6.0), (2.0, 2.0), (4.0, 1.0), (5.0, 0.5)]
+    found = pareto([(x, sign * y) for x, y in points], better)
+    assert [(x, sign * y) for x, y in found] == [(1.0, 5.0), (2.0, 2.0), (3.0, 1.0), (5.0, 0.5)]
+
+
+def test_what_cannot_be_drawn_is_named(tmp_path: Path) -> None:
+    groups = group(load_runs([grid(tmp_path / "runs")]))
+    for x, message in (
+        (["mdoel"], "no run has 'mdoel'; did you mean 'model'"),
+        (["a", "b", "c"], "no run has 'a'"),
+        (["model", "strategy", "seed"], "x=model,strategy,seed: one key, or two for a heat map"),
+        (["model", "strategy"], "are one cell; choose runs that differ in model and strategy alone"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            draw(groups, MEASURE, tmp_path / "figure.png", x=x)
+    failed = group(load_runs([run(tmp_path / "a", status="failed", val_bits_per_byte=None)]))
+    for x in ([], ["norm"], ["bytes_sent_per_worker"], ["norm", "adapter"]):
+        with pytest.raises(ConfigError, match="nothing to draw: no run has"):
+            draw(failed, MEASURE, tmp_path / "figure.png", x=x)
+    assert not (tmp_path / "figure.png").exists()
+
+
+@pytest.mark.parametrize("bits", [[], [8.0], [8.0, 4.0]])
+def test_runs_without_two_evaluations_in_training_have_no_curve(tmp_path: Path, bits: list[float]) -> None:
+    with pytest.raises(ConfigError, match="nothing to draw: no run has two evaluations during training"):
+        draw(group(load_runs([run(tmp_path / "a", bits)])), MEASURE, tmp_path / "figure.png")
+
+
+def test_a_run_whose_record_is_damaged_is_said_not_to_be_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i, name in enumerate(("whole", "binary", "without", "cut")):
+        run(tmp_path / name, [8.0, 4.0, 3.0], interval=2**i)
+    (tmp_path / "binary" / "metrics.csv").write_bytes(b"\xff\x00,,\n\xff")
+    (tmp_path / "without" / "metrics.csv").unlink()
+    cut = tmp_path / "cut" / "metrics.csv"
+    cut.write_text("\n".join(cut.read_text().splitlines()[:-1])[:-1])  # the last evaluation, without its last digit
+    figure = drawn(tmp_path, tmp_path / "figure.png")
+    assert len(figure.axes[0].lines) == 1
+    shown = capsys.readouterr().err.splitlines()
+    assert ["metrics.csv cannot be read" in line for line in shown] == [True, False]
+    intervals = "; ".join(f"strategy.clock.interval={i}" for i in (2, 4, 8))
+    assert shown[1] == f"warning: fewer than two evaluations, not drawn: {intervals}"
+
+
+@pytest.mark.parametrize("name", ["figure.pgn", "figure"])
+def test_a_picture_format_nobody_knows_is_refused(tmp_path: Path, name: str) -> None:
+    groups = group(load_runs([run(tmp_path / "a", [8.0, 4.0, 3.0])]))
+    with pytest.raises(ConfigError, match=rf"out=.*{name}: '.*' is no picture format.*valid: .*png"):
+        draw(groups, MEASURE, tmp_path / name)
+
+
+def test_a_missing_matplotlib_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ConfigError, match=r'figures need matplotlib: pip install -e "\.\[report\]"'):
+        draw(group(load_runs([run(tmp_path / "a", [8.0, 4.0, 3.0])])), MEASURE, tmp_path / "figure.png")
+
+
+if __name__ == "__main__":
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory() as folder:
+        groups = group(load_runs([grid(Path(folder))]))
+        for kind, x in KINDS.items():
+            draw(groups, MEASURE, STORED / f"{kind}.png", x=x)

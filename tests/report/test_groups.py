@@ -1,0 +1,124 @@
+"""Which keys tell runs apart, what belongs together, what each is compared with."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.report.made import grid, run
+from ticks.config import ConfigError
+from ticks.report.groups import baseline_of, differing, group
+from ticks.report.runs import load_runs
+
+
+def test_groups_differ_in_what_was_swept_and_hold_every_seed(tmp_path: Path) -> None:
+    runs = load_runs([grid(tmp_path)])
+    assert differing(runs) == ["model", "strategy.clock.interval"]
+    groups = group(runs)
+    assert [found.values for found in groups] == [
+        {"model": norm, "strategy.clock.interval": interval} for norm in ("ln", "rms") for interval in (1, 16)
+    ]
+    assert all(list(found.of("val_bits_per_byte")) == [0, 1, 2] for found in groups)
+
+
+def test_keys_that_follow_from_others_are_left_out_and_typed_ones_win(tmp_path: Path) -> None:
+    """`model=rms` changes model/norm and what lies below it: the name says it all."""
+    a = run(
+        tmp_path / "a",
+        config={"model": {"norm": {"_target_": "A", "eps": 1}}},
+        choices={"model/norm": "a", "model": "m"},
+    )
+    b = run(tmp_path / "b", config={"model": {"norm": {"_target_": "B"}}}, choices={"model/norm": "b", "model": "n"})
+    c = run(tmp_path / "c", config={"model": {"norm": {"_target_": "B"}}}, choices={"model/norm": "b", "model": "n"},
+            typed={"model/norm": "b"})  # fmt: skip
+    assert differing(load_runs([a, b])) == ["model"]
+    assert differing(load_runs([a, c])) == ["model/norm"]
+    d = run(
+        tmp_path / "d",
+        config={"model": {"norm": {"_target_": "B"}, "width": 3}},
+        choices={"model/norm": "b", "model": "n"},
+    )
+    assert differing(load_runs([a, b, d])) == ["model", "model.width"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"name": "other"}, {"data": {"seed": 7}}, {"logger": {"wandb": {"id": "x"}}}, {"test": False},
+        {"callbacks": {"checkpoint": {"dirpath": "elsewhere"}}}, {"task": {"sample_bytes": 0}},
+        {"trainer": {"default_root_dir": "B/x"}, "run_dir": "B"},
+    ],
+)  # fmt: skip
+def test_what_makes_no_other_experiment_tells_nothing_apart(config: dict, tmp_path: Path) -> None:
+    other = {"trainer": {"default_root_dir": "A/x"}, "run_dir": "A"} if "trainer" in config else {}
+    a, b = run(tmp_path / "a", config={"x": 1} | other), run(tmp_path / "b", config={"x": 1} | config, seed=1)
+    assert differing(load_runs([a, b])) == []
+    (found,) = group(load_runs([a, b]))
+    assert (found.name, len(found.runs)) == ("all runs", 2)
+
+
+def test_runs_without_a_configuration_are_told_apart_by_their_summaries(tmp_path: Path) -> None:
+    runs = load_runs([run(tmp_path / "a"), run(tmp_path / "b", norm="layer_norm"), run(tmp_path / "c", seed=1)])
+    groups = group(runs)
+    assert [found.values for found in groups] == [{"model/norm": "layer_norm"}, {"model/norm": "rms_norm"}]
+    assert [len(found.runs) for found in groups] == [1, 2]
+
+
+def test_by_says_how(tmp_path: Path) -> None:
+    runs = load_runs([grid(tmp_path)])
+    assert [len(found.runs) for found in group(runs, ["model"])] == [6, 6]
+    assert [found.name for found in group(runs, ["world_size", "model"])] == [
+        "world_size=4, model=ln", "world_size=4, model=rms"
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"no run has 'modle'; did you mean 'model'\?"):
+        group(runs, ["modle"])
+
+
+def test_numbers_come_by_size(tmp_path: Path) -> None:
+    for interval in (64, 8, 128):
+        run(tmp_path / str(interval), interval=interval)
+    assert [found.values["strategy.clock.interval"] for found in group(load_runs([tmp_path]))] == [8, 64, 128]
+
+
+def test_what_came_to_nothing_is_counted(tmp_path: Path) -> None:
+    for seed, status in enumerate(("finished", "diverged", "failed", "failed", "stopped", "running")):
+        run(tmp_path / str(seed), status=status, seed=seed)
+    (found,) = group(load_runs([tmp_path]))
+    assert found.failures() == {"diverged": 1, "failed": 2, "stopped": 1, "running": 1}
+    assert found.of("val_bits_per_byte") == {0: 2.345}
+
+
+def test_the_same_run_twice_is_one_observation(tmp_path: Path) -> None:
+    for name, bits in (("a", 2.0), ("b", 2.5)):
+        run(tmp_path / name, val_bits_per_byte=bits)
+    (found,) = group(load_runs([tmp_path, tmp_path / "a"]))  # named twice, it counts once
+    assert (found.of("val_bits_per_byte"), found.repeated()) == ({0: 2.5}, 1)
+
+
+def test_each_is_compared_with_what_is_the_same_but_for_the_key(tmp_path: Path) -> None:
+    groups = group(load_runs([grid(tmp_path)]))
+    find = baseline_of(groups, "strategy.clock.interval=1")
+    assert [base and base.name for base in map(find, groups)] == [
+        None, "model=ln, strategy.clock.interval=1", None, "model=rms, strategy.clock.interval=1"
+    ]  # fmt: skip
+    find = baseline_of(groups, "model=ln")
+    assert [base and base.values["strategy.clock.interval"] for base in map(find, groups)] == [None, None, 1, 16]
+
+
+def test_one_baseline_serves_all_that_have_no_own(tmp_path: Path) -> None:
+    runs = [
+        run(tmp_path / "ddp", strategy="ddp", interval=None),
+        run(tmp_path / "8"),
+        run(tmp_path / "16", interval=16),
+    ]
+    groups = group(load_runs(runs))
+    find = baseline_of(groups, "strategy=ddp")
+    assert sorted(base.name if base else "-" for base in map(find, groups))[0] == "-"
+    assert sum(find(found) is not None for found in groups) == 2
+
+
+def test_a_baseline_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    groups = group(load_runs([grid(tmp_path)]))
+    with pytest.raises(ConfigError, match=r"against=model=ddp: no group has it; model is ln, rms"):
+        baseline_of(groups, "model=ddp")
+    with pytest.raises(ConfigError, match=r"told apart by model, strategy.clock.interval, not by optimizer"):
+        baseline_of(groups, "optimizer=adamw")
