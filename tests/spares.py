@@ -71,7 +71,8 @@ class Spares:
         self.waiting: list[tuple[int, Connection]] = []
         for _ in range(n if sys.platform == "linux" else 0):
             self.waiting.append(self._fork())
-        instead = SimpleNamespace(Popen=self.start, TimeoutExpired=subprocess.TimeoutExpired)
+        names = ("TimeoutExpired", "STDOUT", "DEVNULL")
+        instead = SimpleNamespace(Popen=self.start, **{name: getattr(subprocess, name) for name in names})
         launch.subprocess = jobs.subprocess = instead  # type: ignore[attr-defined,assignment]
 
     def start(self, command: Sequence[str], *, env: dict[str, str], **options: Any) -> Any:
@@ -81,6 +82,8 @@ class Spares:
         hearing = program[:1] == [parent.HEARING]
         if self.waiting and program[hearing : hearing + 1] == [sys.executable]:
             pid, pipe = self.waiting.pop(0)
+            output = getattr(options.pop("stdout", None), "name", None)
+            options = {name: options.get(name) for name in ("start_new_session", "cwd")} | {"output": output}
             pipe.send((program[hearing + 1 :], hearing, env, options))
             pipe.close()
             process = Child(pid)
@@ -112,6 +115,10 @@ class Spares:
             other.close()
         if options.get("start_new_session"):
             os.setsid()
+        if options.get("output"):
+            file = os.open(options["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            for stream in (1, 2):
+                os.dup2(file, stream)
         os.environ.clear()
         os.environ.update(env)
         os.chdir(options.get("cwd") or ".")

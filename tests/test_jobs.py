@@ -316,7 +316,7 @@ def test_a_failed_job_ends_nothing_but_itself(tmp_path: Path) -> None:
     assert code == 1, output
     (sweep,) = (tmp_path / "logs" / "multiruns").iterdir()
     statuses = [json.loads((sweep / job / "summary.json").read_text())["status"] for job in "01"]
-    assert statuses == ["failed", "finished"]
+    assert statuses == ["diverged", "finished"]
     cells = [line.split() for line in output.splitlines()]
     rows = [row[1:3] for row in cells if row and row[0] in "01"]
     assert rows == [["optimizer.lr=1e+30", "failed"], ["optimizer.lr=0.001", "finished"]]

@@ -102,36 +102,84 @@ def scratch_directory(files: Mapping[str, str] | None = None) -> Iterator[Path]:
 _came: list[int] = []  # signals that a block of `signals_afterwards` has put off
 
 
-def _ended(process: subprocess.Popen, seconds: float = 0.5) -> int | None:
-    """Its exit code, once it has ended within so many seconds."""
-    try:
-        return process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return None
+class Started:
+    """A job's process, until it is known what it came to.
 
-
-def run_job(
-    command: Sequence[str],
-    overrides: Sequence[str],
-    *,
-    env: dict[str, str] | None = None,
-    directory: str | None = None,
-    deaf: bool = False,
-) -> Outcome:
-    """Run `command` in `directory` and wait for it, however it ends; a signal that comes meanwhile is passed on, once.
-
-    The job has a session of its own: a terminal's Ctrl-C reaches it through this process alone. It has its own W&B run
-    as well: an id in the environment can only be meant for one. A `deaf` one starts with signals blocked, and unblocks
-    them once it can take them.
+    It has a session of its own: a terminal's Ctrl-C reaches it through this process alone. It has its own W&B run as
+    well: an id in the environment can only be meant for one. A `deaf` one starts with signals blocked, and unblocks
+    them once it can take them. What it prints goes to `output`, if that is given. ConfigError where it cannot start.
     """
-    outcome = Outcome(list(overrides), "failed")
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        overrides: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        directory: str | None = None,
+        deaf: bool = False,
+        output: Path | None = None,
+    ) -> None:
+        self.overrides = list(overrides)
+        with ExitStack() as stack:
+            self._told = stack.enter_context(scratch_directory()) / "told.json"
+            own = {name: value for name, value in os.environ.items() if name != "WANDB_RUN_ID"}
+            own |= {TOLD: str(self._told), JOB: str(os.getpid()), **(env or {})}
+            options: dict[str, Any] = {"env": own, "cwd": directory, "start_new_session": True}
+            if output is not None:
+                file = stack.enter_context(output.open("ab"))
+                options |= {"stdout": file, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
+            behind = ended_with_parent(command, deaf=deaf)
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS if deaf or behind != command else ())
+            try:
+                self._process = subprocess.Popen(behind, **options)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            self._stack = stack.pop_all()
+
+    def send(self, signum: int) -> None:
+        self._process.send_signal(signum)
+
+    def has_ended(self, seconds: float = 0.0) -> bool:
+        """Whether it has, within so many seconds."""
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def outcome(self, asked: int | None = None) -> Outcome:
+        """What became of it, now that it has ended; `asked` is the signal by which all was asked to stop."""
+        code = self._process.wait()
+        about = _told(self._told)
+        self._stack.close()
+        outcome = Outcome(self.overrides, "failed", message=about.get("message"), asked=asked)
+        there = "run_dir" in about and Path(about["run_dir"]).is_dir()  # a refused one has none
+        outcome.run_dir = about["run_dir"] if there else None
+        outcome.code = code if code >= 0 else 128 - code
+        if asked is not None and code != 0:  # it may have been through
+            outcome.code = 128 + asked
+        if outcome.code - 128 in STOPS:
+            outcome.status = "stopped"
+            _measure(outcome)
+        elif outcome.code == 0:
+            outcome.status = "finished"
+            _measure(outcome)
+        elif outcome.message is None:
+            outcome.message = f"the process {exit_in_words(code)} without a word"
+        return outcome
+
+
+def run_job(command: Sequence[str], overrides: Sequence[str], **how: Any) -> Outcome:
+    """Run `command` and wait for it, however it ends; a signal that comes meanwhile is passed on, once. Takes what
+    `Started` takes."""
     asked: int | None = None
     to_pass_on: list[int] = []
-    process: subprocess.Popen | None = None
+    started: Started | None = None
 
     def pass_on() -> None:
-        while process is not None and to_pass_on:
-            process.send_signal(to_pass_on.pop())
+        while started is not None and to_pass_on:
+            started.send(to_pass_on.pop())
 
     def came(signum: int, frame: Any) -> None:
         nonlocal asked
@@ -139,37 +187,14 @@ def run_job(
         to_pass_on.append(signum)
         pass_on()
 
-    with scratch_directory() as folder, acting_on_signals(came):
+    with acting_on_signals(came):
         if _came:  # between two jobs: this one need not begin
-            outcome.status, outcome.asked = "not started", _came[0]
-            return outcome
-        file = folder / "told.json"
-        own = {name: value for name, value in os.environ.items() if name != "WANDB_RUN_ID"}
-        own |= {TOLD: str(file), JOB: str(os.getpid())} | (env or {})
-        behind = ended_with_parent(command, deaf=deaf)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS if deaf or behind != command else ())
-        try:
-            process = subprocess.Popen(behind, env=own, cwd=directory, start_new_session=True)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            return Outcome(list(overrides), asked=_came[0])
+        started = Started(command, overrides, **how)
         pass_on()  # what came while the process started
-        while (code := _ended(process)) is None:
+        while not started.has_ended(0.5):
             pass  # back to where handlers run: C may have told another thread of a signal
-        about = _told(file)
-    there = "run_dir" in about and Path(about["run_dir"]).is_dir()  # a refused one has none
-    outcome.run_dir, outcome.message = about["run_dir"] if there else None, about.get("message")
-    outcome.code, outcome.asked = code if code >= 0 else 128 - code, asked
-    if asked is not None and code != 0:  # it may have been through
-        outcome.code = 128 + asked
-    if outcome.code - 128 in STOPS:
-        outcome.status = "stopped"
-        _measure(outcome)
-    elif outcome.code == 0:
-        outcome.status = "finished"
-        _measure(outcome)
-    elif outcome.message is None:
-        outcome.message = f"the process {exit_in_words(code)} without a word"
-    return outcome
+        return started.outcome(asked)
 
 
 def _measure(outcome: Outcome) -> None:

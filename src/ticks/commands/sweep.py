@@ -1,108 +1,159 @@
-"""Usage: ticks sweep SWEEP.yaml [KEY=VALUE ...]
+"""Usage: ticks sweep SWEEP.yaml [jobs=K] [dir=PLACE] [count=N] [dry=true]
+                   [KEY=VALUE ...]
 
-Run every combination of a W&B sweep file's grid here, without W&B's
-server, one after the other. A run that fails ends nothing but itself; at
-the end a table says what became of each. Ctrl-C stops the running one,
-with a checkpoint, and the sweep.
+Run a W&B sweep file here, without W&B's server. What is finished is
+skipped, what was interrupted is resumed: call it again after a failure or
+Ctrl-C, which stops the running jobs with their checkpoints. A job that
+fails ends nothing but itself; at the end a table says what became of each.
 
-  SWEEP.yaml    a sweep file with method: grid (required); the program
-                that it names lies beside the configs folder that the
-                file is in, or in the working directory
-  KEY=VALUE     put behind the overrides of every run (default: none)
+  SWEEP.yaml    a sweep file (required); method: grid, random or bayes
+                (Optuna); the program that it names lies beside the configs
+                folder that the file is in, or in the working directory
+  jobs=K        so many at once, which share the processors (default: 1)
+  dir=PLACE     where the runs lie (default: logs/sweeps/NAME_OF_THE_FILE)
+  count=N       how many jobs of a random sweep or a search (default: the
+                file's run_cap)
+  dry=true      list the jobs, and about how long they take
+  KEY=VALUE     put behind the overrides of every job (default: none)
 
-Example: ticks sweep configs/sweep/intervals.yaml logger=csv seed=1
+Example: ticks sweep configs/sweep/intervals.yaml logger=csv seed=1 jobs=2
 """
 
-import sys
-from itertools import product
+import statistics
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
+from ticks.commands.options import split
 from ticks.config import ConfigError
-from ticks.jobs import Outcome, all_finished, run_job, show, signals_afterwards
+from ticks.jobs import Outcome, show
+from ticks.record import summary
+from ticks.run_directory import RUNS
+from ticks.sweep.file import Sweep, read
+from ticks.sweep.folder import SWEEPS, Planned, plan
+from ticks.sweep.pool import Pool, in_words
+from ticks.sweep.search import Search
 
 
 def main(arguments: list[str]) -> None:
-    if not arguments:
+    options, rest = split(arguments, jobs="1", dir=None, count=None, dry="false")
+    if not rest or "=" in rest[0]:
         raise ConfigError("give a sweep file: ticks sweep configs/sweep/intervals.yaml")
-    file = Path(arguments[0])
-    run_all(combinations(file), arguments[1:], program_of(file))
-
-
-def combinations(file: Path) -> list[list[str]]:
-    """Every combination of the grid as a list of KEY=VALUE, with what `command` gives to all of them. ConfigError if
-    the file is no flat grid."""
-    content = _read(file)
-    if content.get("method") != "grid":
-        raise ConfigError(f"{file}: method={content.get('method')} cannot be run here; grid can, others need W&B")
-    axes = []
-    for key, spec in content["parameters"].items():
-        if not isinstance(spec, dict) or not {"value", "values"} & spec.keys():
-            raise ConfigError(f"{file}: parameters.{key} needs `value` or `values` (keys are flat and dotted)")
-        values = spec["values"] if "values" in spec else [spec["value"]]
-        if not isinstance(values, list) or not values:
-            raise ConfigError(f"{file}: parameters.{key}.values={values} must be a list of at least one value")
-        axes.append([f"{key}={'null' if value is None else value}" for value in values])
-    before, behind = _of_all(file, content.get("command"))
-    return [[*before, *combination, *behind] for combination in product(*axes)]
-
-
-def _of_all(file: Path, command: Any) -> tuple[list[str], list[str]]:
-    """Arguments that stand in a sweep's command before and behind those that W&B puts into it."""
-    if command is None:
-        return [], []
-    words = [str(word) for word in command] if isinstance(command, list) else []
-    places = [i for i, word in enumerate(words) if word in ("${args}", "${args_no_hyphens}")]
-    if "${program}" not in words or len(places) != 1 or (start := words.index("${program}") + 1) > places[0]:
-        raise ConfigError(f"{file}: command={command} must be a list with ${{program}} and then ${{args_no_hyphens}}")
-    before, behind = words[start : places[0]], words[places[0] + 1 :]
-    if strange := [word for word in [*before, *behind] if "${" in word or "=" not in word]:
-        raise ConfigError(f"{file}: command has '{strange[0]}': only KEY=VALUE can stand behind ${{program}} here")
-    return before, behind
-
-
-def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise ConfigError(f"sweep file '{file}' does not exist")
+    sweep, overrides = read(Path(rest[0])), rest[1:]
+    if strange := [o for o in overrides if "=" not in o]:
+        raise ConfigError(f"'{strange[0]}' is no KEY=VALUE; one sweep file at a time")
+    at_once = _whole("jobs", options["jobs"])
+    if options["dry"] not in ("true", "false"):
+        raise ConfigError(f"dry={options['dry']} must be true or false")
+    folder = Path(options["dir"] or SWEEPS / sweep.name)
+    count = _count(sweep, options["count"])
+    if sweep.method == "bayes":
+        _search(sweep, folder, overrides, count, at_once, dry=options["dry"] == "true")
+        return
+    values = sweep.grid() if sweep.method == "grid" else sweep.random(count)
+    jobs = planned(sweep, values, overrides, folder)
+    if options["dry"] == "true":
+        show_plan(jobs, folder, at_once)
+        return
+    pool = Pool(sweep.program, at_once=at_once, group=folder.name)
     try:
-        content: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{file} is no sweep file: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict) or not isinstance(content.get("parameters"), dict):
-        raise ConfigError(f"{file} is no sweep file: it has no `parameters`")
-    return content
-
-
-def program_of(file: Path) -> Path:
-    """The program that the sweep file names: beside the `configs` folder that the file lies in, or in the working
-    directory. ConfigError if it is in neither."""
-    name = str(_read(file).get("program", "train.py"))
-    roots = [parent.parent for parent in file.resolve().parents if parent.name == "configs"][:1]
-    for place in (places := [*roots, Path.cwd()]):
-        if (place / name).is_file():
-            return place / name
-    raise ConfigError(f"{file}: program={name} is neither in {' nor in '.join(map(str, dict.fromkeys(places)))}")
-
-
-def run_all(jobs: list[list[str]], overrides: list[str], program: Path) -> None:
-    """Run `program` once per combination, `overrides` behind each, and print a table at the end.
-
-    A job that fails, or that somebody stops, ends nothing but itself: SystemExit 1 when the others are done. A signal
-    to this process is passed on to the running job, waited for, and ends the sweep: SystemExit 128 + signal.
-    """
-    outcomes = {number: Outcome([*job, *overrides]) for number, job in enumerate(jobs, start=1)}
-    try:
-        for number, job in enumerate(jobs, start=1):
-            print(f"[{number}/{len(jobs)}] {' '.join(job)}", flush=True)
-            with signals_afterwards():
-                outcomes[number] = run_job([sys.executable, str(program), *job, *overrides], [*job, *overrides])
-            if (signum := outcomes[number].asked) is not None:
-                raise SystemExit(128 + signum)
+        pool.run(jobs, len(jobs))
     finally:
-        show(outcomes, program=program)
-    if not all_finished(outcomes.values()):
+        missing = {number: Outcome(list(job.overrides)) for number, job in enumerate(jobs, start=1)}
+        _conclude(pool, missing, sweep, folder)
+    _exit(pool)
+
+
+def planned(sweep: Sweep, values: Any, overrides: Sequence[str], folder: Path) -> list[Planned]:
+    """Each job of a sweep, checked. ConfigError for the first that cannot be."""
+    return plan([[*sweep.job(of_one), *overrides] for of_one in values], list(sweep.parameters), folder, sweep.program)
+
+
+def _whole(name: str, text: str | None) -> int:
+    if not (text or "").isdigit() or int(text or 0) < 1:
+        raise ConfigError(f"{name}={text} must be a whole number of at least 1")
+    return int(text or 0)
+
+
+def _count(sweep: Sweep, said: str | None) -> int:
+    """How many jobs a random sweep has. ConfigError if nobody says so."""
+    if sweep.method == "grid":
+        if said is not None:
+            raise ConfigError(f"count={said}: {sweep.file} is a grid, which has as many jobs as combinations")
+        return 0
+    if said is None and sweep.run_cap is None:
+        raise ConfigError(f"{sweep.file}: method={sweep.method} has no end: give count=N, or run_cap in the file")
+    return _whole("count", said) if said is not None else int(sweep.run_cap or 0)
+
+
+def _search(sweep: Sweep, folder: Path, overrides: Sequence[str], count: int, at_once: int, *, dry: bool) -> None:
+    search = Search(sweep, folder, count)
+    if dry:
+        print(f"{count} jobs in {folder}, chosen as they go; {len(search.asked)} of them so far")
+        return
+    numbers: dict[str, int] = {}
+
+    def jobs() -> Iterator[Planned]:
+        for number, values in enumerate(search.jobs()):
+            (job,) = planned(sweep, [values], overrides, folder)
+            numbers[job.digest] = number
+            yield job
+
+    def heard(job: Planned, outcome: Outcome) -> None:
+        search.hear(numbers[job.digest], job.about, outcome)
+
+    pool = Pool(sweep.program, at_once=at_once, group=folder.name)
+    try:
+        pool.run(jobs(), count, heard)
+    finally:
+        _conclude(pool, {}, sweep, folder)
+    _exit(pool)
+
+
+def _conclude(pool: Pool, missing: dict[int, Outcome], sweep: Sweep, folder: Path) -> None:
+    show(missing | pool.outcomes, program=sweep.program)
+    if pool.outcomes:
+        print(f"what jobs print is in {folder}/*.txt; next: ticks report {folder}", flush=True)
+
+
+def _exit(pool: Pool) -> None:
+    """SystemExit 128 + signal if somebody stopped the sweep, 1 if a job has no result."""
+    if pool.asked is not None:
+        raise SystemExit(128 + pool.asked)
+    if any(outcome.status in ("failed", "diverged", "stopped") for outcome in pool.outcomes.values()):
         raise SystemExit(1)
+
+
+def show_plan(jobs: Sequence[Planned], folder: Path, at_once: int) -> None:
+    """Print the jobs, what is done of them, and about how long the rest takes."""
+    for number, job in enumerate(jobs, start=1):
+        print(f"{number:>3}  {job.state:<11}  {' '.join(job.overrides)}")
+    left = [job for job in jobs if job.state in ("new", "interrupted")]
+    seconds, known_by = _seconds_per_job(jobs)
+    guess = "nothing is known yet of how long one takes" if seconds is None else (
+        f"about {in_words(seconds * len(left) / at_once)}, {at_once} at once, by {known_by}"
+    )  # fmt: skip
+    print(f"{len(jobs)} jobs in {folder}, {len(left)} to be done: {guess}")
+
+
+def _seconds_per_job(jobs: Sequence[Planned]) -> tuple[float | None, str]:
+    """By the sweep's own finished jobs; before there is one, by the steps of finished runs of as many workers."""
+    own = [float(about["train_seconds"]) for job in jobs if (about := job.about).get("status") == "finished"]
+    if own:
+        return statistics.fmean(own), f"its own {len(own)} that are finished"
+    steps = [job.max_steps for job in jobs if isinstance(job.max_steps, int) and job.max_steps > 0]
+    others = []
+    for file in RUNS.glob("*/summary.json"):
+        try:
+            about = summary.read(file.parent)
+        except (OSError, ValueError):
+            continue
+        if (
+            about.get("status") == "finished"
+            and about.get("world_size") == jobs[0].devices
+            and about["steps_per_second"]
+        ):
+            others.append(1 / about["steps_per_second"])
+    if not others or not steps:
+        return None, ""
+    return statistics.median(others) * statistics.fmean(steps), f"{len(others)} runs of as many workers in {RUNS}"

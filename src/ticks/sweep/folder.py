@@ -1,0 +1,82 @@
+"""A sweep's folder: a directory per job, named by what it is, so that a second call knows what the first one did."""
+
+import fcntl
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ticks.config import ConfigError, compose_strictly, digest
+from ticks.record import summary
+
+SWEEPS = Path("logs/sweeps")
+DONE = ("finished", "diverged")  # what another start would only repeat
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One job of a sweep: its overrides, its digest, and the directory of its run."""
+
+    overrides: list[str]
+    digest: str
+    directory: Path
+    devices: int | None = None  # workers, as far as they are known before
+    max_steps: int | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Its summary; {} where there is none that can be read."""
+        try:
+            return summary.read(self.directory)
+        except (OSError, ValueError):
+            return {}
+
+    @property
+    def state(self) -> str:
+        """finished, diverged, interrupted, or new."""
+        status = self.about.get("status")
+        if status in DONE:
+            return str(status)
+        return "interrupted" if (self.directory / "config.yaml").exists() else "new"
+
+
+def plan(jobs: Sequence[Sequence[str]], swept: Sequence[str], folder: Path, program: Path) -> list[Planned]:
+    """Each job once, with its place below `folder`. Where the program has a configs folder, every job is composed and
+    checked. ConfigError for the first that cannot be."""
+    configs = program.parent / "configs"
+    planned: dict[str, Planned] = {}
+    for overrides in jobs:
+        labels = {key: value for key, _, value in (o.partition("=") for o in overrides) if key in swept}
+        said = "_".join(f"{key.rpartition('.')[2]}-{value}" for key, value in labels.items())
+        name = re.sub(r"[^\w.+-]+", "-", said)[:80]  # nothing that would have to be quoted
+        about: dict[str, Any] = {"labels": labels}
+        if configs.is_dir():
+            if clash := [o for o in overrides if o.partition("=")[0] in ("run_dir", "resume")]:
+                raise ConfigError(f"{clash[0]}: each job of a sweep has a directory of its own; dir=PLACE says where")
+            config = compose_strictly(overrides, configs)
+            what = digest(config)
+            devices = config.trainer.get("devices")
+            about |= {"devices": devices if isinstance(devices, int) else None, "max_steps": config.trainer.max_steps}
+        else:
+            what = hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:12]
+        planned.setdefault(what, Planned(list(overrides), what, folder / f"{name or 'job'}_{what[:6]}", **about))
+    return list(planned.values())
+
+
+@contextmanager
+def claimed(job: Planned) -> Iterator[bool]:
+    """Whether the job is this process's in the block: no other sweep's, here or in another terminal. What holds it goes
+    with the process, however it ends."""
+    claims = job.directory.parent / ".claims"
+    claims.mkdir(parents=True, exist_ok=True)
+    with (claims / job.directory.name).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
