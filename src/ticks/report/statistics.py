@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 CONFIDENCE = 0.95
 BOOTSTRAP_FROM = 21  # so many values need no normal distribution behind them
@@ -41,6 +40,8 @@ class Difference:
 
 def estimate(values: Sequence[float]) -> Estimate:
     """The mean of `values` and its 95% interval: Student's t, and from 21 values on the BCa bootstrap, always alike."""
+    from scipy import stats
+
     x = np.asarray(values, dtype=float)
     if x.size < 1:
         raise ValueError("values=[]: there must be at least one")
@@ -62,6 +63,8 @@ def paired(values: Mapping[object, float], baseline: Mapping[object, float]) -> 
 
     The p value is of the paired t test, two-sided.
     """
+    from scipy import stats
+
     both = [key for key in values if key in baseline]
     alone = len(values) + len(baseline) - 2 * len(both)
     if not both:

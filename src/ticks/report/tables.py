@@ -199,8 +199,10 @@ def _signed(one: Any) -> str:
 
 def statistics() -> Any:
     """The module, or what to do about that it cannot be imported. ConfigError without scipy."""
+    from ticks.report import statistics as module
+
     try:
-        from ticks.report import statistics as module
+        import scipy  # noqa: F401
     except ImportError:
         raise ConfigError('means with intervals need scipy: pip install -e ".[report]"') from None
     return module
