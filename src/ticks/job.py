@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ticks.arguments import with_path
 from ticks.config import ConfigError, check_values, did_you_mean, digest, plain
-from ticks.run_directory import MULTIRUNS, RUNS, chosen_run_directory, find_unfinished, load_config, new_run_directory
+from ticks.run_directory import MULTIRUNS, RUNS, begun_in, chosen_run_directory, find_unfinished, load_config, new_run_directory
 from ticks.strategy.identity import Identity, WrongLauncher, who_am_i
 
 KEPT = {
@@ -48,10 +48,11 @@ def planned_job(config: DictConfig) -> Job:
     coordinates = dict(o.split("=", 1) for o in about.overrides.task if "=" in o)
     resume = str(config.resume) if config.resume is not None else None
     if resume == "auto":
-        if identity_of(config).started_by_others:
-            raise ConfigError("resume=auto: every worker was started by itself; name the directory, resume=RUN_DIR")
-        found = find_unfinished(config)
-        if found is None:
+        together = identity_of(config).started_by_others  # each worker has to come to the same answer
+        if together and config.run_dir is None:
+            raise ConfigError("resume=auto: every worker was started by itself; name a place, run_dir=PLACE")
+        found = begun_in(str(config.run_dir), config) if together else find_unfinished(config)
+        if found is None and identity_of(config).rank == 0:
             places = f"{RUNS}, {MULTIRUNS}" + (f" and {config.run_dir}" if config.run_dir else "")
             print(f"resume=auto: no unfinished run of this configuration in {places}; starting a new one", flush=True)
         resume = str(found) if found else None

@@ -90,6 +90,20 @@ def find_unfinished(config: DictConfig) -> Path | None:
     return None
 
 
+def begun_in(place: str, config: DictConfig) -> Path | None:
+    """The directory, if a run of this configuration has begun in it, finished or not. ConfigError if it is another's.
+
+    While worker 0 begins one, others may find it begun or not: with no checkpoint in it both mean the same.
+    """
+    directory = Path(os.path.expanduser(place))
+    if not (directory / "config.yaml").exists():
+        return None
+    has, wanted = load_config(directory).get("config_digest"), digest(config)
+    if has != wanted:
+        raise ConfigError(f"resume=auto: run_dir={place} holds a run of another configuration ({has}, this is {wanted})")
+    return directory
+
+
 def _is_older(file: Path) -> bool:
     """Whether an unfinished run was begun when configurations were written in another way."""
     try:

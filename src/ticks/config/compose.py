@@ -19,6 +19,10 @@ from ticks.config.keys import MOVED, REQUIRED, check_keys, check_values
 from ticks.config.messages import ConfigError, did_you_mean
 from ticks.config.overrides import group_options, of_groups, parse, parse_one
 
+PLUGINS = dict.fromkeys(
+    ("joblib", "submitit_local", "submitit_slurm"), ': it is in an extra, pip install -e ".[launchers]"'
+)  # launchers of Hydra's that are packages of their own
+HYDRA_GROUPS = ("callbacks", "env", "help", "hydra_help", "hydra_logging", "job_logging", "launcher", "output", "sweeper")
 OVERLAYS = ("experiment", "debug")  # groups whose files may change existing keys but not add any
 
 
@@ -193,6 +197,9 @@ def _without_overlays(parsed: Sequence[Override], choices: Any, config_dir: Path
 def _explain(error: Exception, parsed: Sequence[Override], config_dir: Path) -> str:
     """Hydra's error in one line, with what would have been valid."""
     first = str(error).splitlines()[0]
+    for override in parsed:
+        if override.is_hydra_override() and (said := _about_hydra(override, first, parsed, config_dir)):
+            return said
     for override in of_groups(parsed, config_dir):
         value, options = override.value(), group_options(config_dir / override.key_or_group)
         if not isinstance(value, list) and not override.is_delete() and str(value) not in options:
@@ -215,6 +222,28 @@ def _explain(error: Exception, parsed: Sequence[Override], config_dir: Path) -> 
             more = f"; another argument of Lightning's Trainer is added with a +: +{override.input_line}"
             return f"unknown key '{key}' (value {override.value()!r}){hint}{more if key.startswith('trainer.') else ''}"
     return first
+
+
+def _about_hydra(override: Override, first: str, parsed: Sequence[Override], config_dir: Path) -> str | None:
+    """What is wrong with a choice or a value of Hydra itself, a launcher's say; None if it is something else."""
+    key, value = override.key_or_group, override.value()
+    with in_hydra(config_dir):
+        options = set(GlobalHydra.instance().config_loader().get_group_options(key)) if "." not in key else set()
+        if options and str(value) not in options:
+            needs = PLUGINS.get(str(value))
+            return f"{override.input_line} is unknown{needs or did_you_mean(str(value), options)}"
+        if "/" in key and not options:
+            groups = [f"hydra/{name}" for name in HYDRA_GROUPS]
+            return f"{override.input_line}: there is no group {key}{did_you_mean(key, groups)}"
+        if f"'{key}'" not in first and not first.endswith(key) and str(override.input_line) not in first:
+            return None
+        chosen = [str(o.input_line) for o in parsed if o.is_hydra_override() and "." not in o.key_or_group]
+        node: Any = compose("train", overrides=chosen, return_hydra_config=True)
+        for name in key.replace("/", ".").split("."):
+            if not isinstance(node, DictConfig) or name not in node:
+                return f"unknown key '{key}' (value {value!r}){did_you_mean(name, set(map(str, node or ())))}"
+            node = node[name]
+    return f"{override.input_line} cannot be: {key} is {node} unless it is given"
 
 
 def _valid_siblings(key: str, parsed: Sequence[Override], config_dir: Path) -> str:
