@@ -46,7 +46,7 @@ bench-network: .venv/bench ## 4 workers on a slow network, beside what others of
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e ".[bench]"
 	touch $@
 
-RUN = $(BIN)/python train.py model=ln_ticks trainer.devices=4 optimizer=adamw test=false task.sample_bytes=0
+RUN = $(BIN)/python train.py model=ln_ticks trainer.devices=4 test=false task.sample_bytes=0
 figure: .venv/ready ## the README's first figure: three real runs (8 minutes on 2 cores), then the picture
 	$(RUN) trainer.val_check_interval=80 name=figure_ddp strategy=ddp
 	$(RUN) trainer.val_check_interval=80 name=figure_8 strategy.clock.interval=8
@@ -60,10 +60,9 @@ golden: .venv/ready ## whether any preset computes another number than it did (3
 faults: .venv/ready ## signals, full disks, damaged files, mutated configurations: an hour; ARGS="--trials 1000", "--help"
 	$(BIN)/python -m tests.faults $(ARGS)
 
-quality: .venv/ready ## DDP and its frugal likes, three seeds each (40 minutes on 2 cores): the README's loss table
-	for seed in 0 1 2; do for name in ddp ddp_int4 powersgd local_sgd_int4; do \
-		$(RUN) seed=$$seed strategy=$$name name=quality_$${name}_$$seed || exit 1; done; done
-	$(BIN)/ticks report logs/runs/*_quality_*
+quality: .venv/ready ## DDP and its frugal likes, three seeds, AdamW and Muon (80 minutes on 2 cores): the README's loss table
+	$(BIN)/ticks sweep configs/sweep/quality.yaml logger=csv
+	$(BIN)/ticks report logs/sweeps/quality against=strategy=ddp
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache

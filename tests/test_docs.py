@@ -7,11 +7,15 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.conftest import NAME, REPOSITORY, Command, only_run
-from ticks.config import compose_strictly
+from ticks.commands.sweep import main as sweep_command
+from ticks.commands.sweep import planned
+from ticks.config import check_sweep, compose_strictly
+from ticks.sweep.file import read
 
 PAGE = (REPOSITORY / "docs" / "tasks.md").read_text()
 FILES = dict(re.findall(r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", PAGE, flags=re.DOTALL))
@@ -83,3 +87,32 @@ def test_the_commands_about_pairs_compose() -> None:
     verses = ["data=bible", "model=encoder_decoder", "task=sequence_to_sequence"]
     for overrides in [*map(str.split, commands), *([*verses, *row.split()] for row in changes)]:
         compose_strictly(overrides, REPOSITORY / "configs")
+
+
+SWEEPS = (REPOSITORY / "docs" / "sweeps.md").read_text()
+
+
+def test_the_pages_sweep_is_one_whose_jobs_compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (text,) = re.findall(r"```yaml\n# configs/sweep/\w+\.yaml\n(.*?)```", SWEEPS, flags=re.DOTALL)
+    (tmp_path / "widths.yaml").write_text(text)
+    monkeypatch.chdir(REPOSITORY)
+    sweep = read(tmp_path / "widths.yaml")
+    assert len(planned(sweep, sweep.grid(), ["trainer.max_steps=100", "logger=csv"], tmp_path)) == 6
+
+
+def test_the_commands_about_sweeps_are_understood(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    text = SWEEPS.replace("\\\n", " ")
+    sweeps = [line for line in re.findall(rf"^{NAME} sweep (.*)$", text, flags=re.MULTILINE) if "FILE" not in line]
+    assert len(sweeps) >= 2
+    for line in sweeps:
+        sweep_command(shlex.split(line.partition("#")[0])[:2] + ["dry=true"])
+    assert "12 jobs in logs/sweeps/intervals_x_norms" in capsys.readouterr().out
+    multiruns = re.findall(r"^python train\.py -m (.*)$", text, flags=re.MULTILINE)
+    assert len(multiruns) == 2
+    for line in multiruns:
+        assert len(check_sweep(shlex.split(line), REPOSITORY / "configs")) == 4
+    (slurm,) = re.findall(r"^srun python train\.py (.*)$", text, flags=re.MULTILINE)
+    compose_strictly([word.replace("$SLURM_JOB_ID", "7") for word in shlex.split(slurm)], REPOSITORY / "configs")
+    for link in re.findall(r"\]\(([\w/.]+)\)", SWEEPS):
+        assert (REPOSITORY / "docs" / link).exists(), link

@@ -17,7 +17,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from ticks.arguments import with_path
 from ticks.config import ConfigError, check_values, did_you_mean, digest, plain
-from ticks.run_directory import MULTIRUNS, RUNS, begun_in, chosen_run_directory, find_unfinished, load_config, new_run_directory
+from ticks.run_directory import (
+    MULTIRUNS,
+    RUNS,
+    begun_in,
+    chosen_run_directory,
+    find_unfinished,
+    load_config,
+    new_run_directory,
+)
 from ticks.strategy.identity import Identity, WrongLauncher, who_am_i
 
 KEPT = {

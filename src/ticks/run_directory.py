@@ -100,7 +100,9 @@ def begun_in(place: str, config: DictConfig) -> Path | None:
         return None
     has, wanted = load_config(directory).get("config_digest"), digest(config)
     if has != wanted:
-        raise ConfigError(f"resume=auto: run_dir={place} holds a run of another configuration ({has}, this is {wanted})")
+        raise ConfigError(
+            f"resume=auto: run_dir={place} holds a run of another configuration ({has}, this is {wanted})"
+        )
     return directory
 
 

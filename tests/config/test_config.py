@@ -608,6 +608,15 @@ def test_train_py_names_its_choices_when_asked_for_help(tmp_path: Path) -> None:
         ("--shell-completion", "needs install=SHELL"),
         ("-m hydra/sweeper=nothing", "Could not find 'hydra/sweeper/nothing'"),
         ("--nothing", "--nothing is no flag; --help tells them"),
+        (
+            "-m seed=1,2 hydra/launcher=joblibb",
+            "hydra/launcher=joblibb is unknown; did you mean 'joblib'? valid: basic",
+        ),
+        ("-m seed=1 hydra/launcher=joblib hydra.launcher.n_job=2", "unknown key 'hydra.launcher.n_job' (value 2); did"),
+        ("-m seed=1 hydra.launcher.n_jobs=2", "unknown key 'hydra.launcher.n_jobs' (value 2); valid: _target_"),
+        ("-m seed=1 hydra/launcher=joblib hydra.launcher.n_jobs=two", "hydra.launcher.n_jobs=two cannot be: "),
+        ("hydra.sweep.dirr=x", "unknown key 'hydra.sweep.dirr' (value 'x'); did you mean 'dir'?"),
+        ("hydra/job_loging=none", "there is no group hydra/job_loging; did you mean 'hydra/job_logging'?"),
         ("--model=ln", "--model=ln is no flag; keys have no dashes: model=ln"),
     ],
 )

@@ -72,8 +72,7 @@ def test_a_combination_trains(file: Path, tmp_path: Path) -> None:
     assert code == 0, output
     about = summary.read(only_run(tmp_path))
     assert (about["status"], about["steps"]) == ("finished", 4)
-    settings = dict(override.split("=") for override in job)
-    assert about["interval"] == int(settings.get("strategy.clock.interval", 8))
+    assert about["interval"] == OmegaConf.select(compose_strictly(job, CONFIGS), "strategy.clock.interval")
 
 
 def test_what_a_command_gives_to_all_jobs_is_given_to_them(tmp_path: Path) -> None:

@@ -22,7 +22,17 @@ from ticks.config.overrides import group_options, of_groups, parse, parse_one
 PLUGINS = dict.fromkeys(
     ("joblib", "submitit_local", "submitit_slurm"), ': it is in an extra, pip install -e ".[launchers]"'
 )  # launchers of Hydra's that are packages of their own
-HYDRA_GROUPS = ("callbacks", "env", "help", "hydra_help", "hydra_logging", "job_logging", "launcher", "output", "sweeper")
+HYDRA_GROUPS = (
+    "callbacks",
+    "env",
+    "help",
+    "hydra_help",
+    "hydra_logging",
+    "job_logging",
+    "launcher",
+    "output",
+    "sweeper",
+)
 OVERLAYS = ("experiment", "debug")  # groups whose files may change existing keys but not add any
 
 
