@@ -9,14 +9,17 @@ import torch
 from tests.conftest import Command, free_port
 from ticks.record.metrics import MetricsFile
 
-JOB = ("debug=fast", "strategy=local_sgd", "trainer.devices=2", "test=false", "task.sample_bytes=0", "run_dir=place/77",
-       "resume=auto", "trainer.max_steps=300", "trainer.val_check_interval=300", "trainer.log_every_n_steps=1")  # fmt: skip
+JOB = ("debug=fast", "strategy=local_sgd", "trainer.devices=2", "test=false", "task.sample_bytes=0",
+       "run_dir=place/77", "resume=auto", "trainer.max_steps=300", "trainer.val_check_interval=300",
+       "trainer.log_every_n_steps=1")  # fmt: skip
 
 
 def srun(directory: Path, *more: str) -> list[Command]:
     """Both tasks of a step, as srun starts them on one node."""
-    step = {"SLURM_STEP_ID": "0", "SLURM_NODEID": "0", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "train",
-            "SLURM_NTASKS_PER_NODE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}  # fmt: skip
+    step = {
+        "SLURM_STEP_ID": "0", "SLURM_NODEID": "0", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "train",
+        "SLURM_NTASKS_PER_NODE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+    }  # fmt: skip
     return [
         Command(directory, *JOB, *more, env=step | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank}) for rank in ("0", "1")
     ]

@@ -99,7 +99,7 @@ class Run:
             rows=made.record.file.rows(),
         )
         show_result(summary, rows, shown=shown, picture=relative(picture) if picture else None)
-        log_result(trainer.loggers, [*rows[0], *rows[1]], shown=shown, picture=picture)
+        log_result(trainer.loggers, summary, [*rows[0], *rows[1]], shown=shown, picture=picture)
         return summary
 
     def _after(self, ask: Callable[[], Any]) -> Any:

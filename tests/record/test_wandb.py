@@ -33,7 +33,13 @@ def _runs(run_dir: str, config: dict[str, Any], exit_codes: list[int]) -> list[s
         logger = ours.wandb_logger(run_dir=run_dir, name="a run", tags=["test"], project="trial")
         ours.log_config([logger], config, {"trainer.max_steps": "4"})
         logger.log_metrics({"val/loss": 1.5}, step=step)
-        ours.log_result([logger], [("loss", "2", "1")], shown="a text", picture=picture_in(run_dir))
+        ours.log_result(
+            [logger],
+            {"status": "finished", "val_loss": 1.5},
+            [("loss", "2", "1")],
+            shown="a text",
+            picture=picture_in(run_dir),
+        )
         ids.append(logger.experiment.id)
         ours.finish(exit_code)
         import wandb
@@ -91,6 +97,7 @@ def test_the_result_a_sample_and_a_picture_arrive(logged: Any) -> None:
     summary = logged[1][1]["summary"]
     found = {name: json.loads(value) if isinstance(value, str) else value for name, value in summary.items()}
     assert {"result", "sample", "picture"} <= set(found), summary
+    assert "1.5" in json.dumps([value for key, value in found.items() if key.startswith("run")])
 
 
 def test_another_directory_is_another_run(tmp_path: Path) -> None:

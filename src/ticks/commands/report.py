@@ -5,7 +5,8 @@ What runs came to. Those that differ in nothing but their seed are one row:
 mean, 95% interval, how many, and how many have no result.
 
   RUNS               run directories, folders with runs in or below them
-                     (a multirun's, a sweep's), files that out= wrote
+                     (a multirun's, a sweep's), files that out= wrote, and
+                     wandb:ENTITY/PROJECT or wandb:ENTITY/PROJECT/GROUP
   by=KEY             tell runs apart by this key, by=KEY,KEY or several
                      (default: by what differs, but the seed)
   y=MEASURE          any key of summary.json, as val_loss or loss, accuracy,
@@ -17,6 +18,7 @@ mean, 95% interval, how many, and how many have no result.
                      map); bytes_sent_per_worker (what beats what)
   out=FILE           png, svg, pdf: a figure; md, tex: the table; csv,
                      parquet: the runs themselves
+  wandb=PROJECT      upload these files as an artifact
 
 Example: ticks report logs/sweeps/intervals against=strategy.clock.interval=1
              x=strategy.clock.interval out=figure.png out=table.md
@@ -29,7 +31,7 @@ from typing import Any
 
 from ticks.config import ConfigError, did_you_mean
 
-OPTIONS = ("by", "x", "y", "against", "out")
+OPTIONS = ("by", "x", "y", "against", "out", "wandb")
 TABLES = (".md", ".tex")
 
 
@@ -38,7 +40,7 @@ def main(arguments: list[str]) -> None:
     from ticks.report.tables import table_of, table_of_changes
 
     options, places = read_options(arguments)
-    runs = runs_of([Path(os.path.expanduser(place)) for place in places])
+    runs = runs_at(places)
     measure, better = measure_of(runs, options["y"])
     keys = [key for entry in options["by"] for key in entry.split(",")]
     groups = group(runs, keys)
@@ -55,9 +57,16 @@ def main(arguments: list[str]) -> None:
         changes.show()
         tables.append(changes)
     x = [key for entry in options["x"] for key in entry.split(",")]
+    if len(options["wandb"]) > 1 or (options["wandb"] and not options["out"]):
+        raise ConfigError(f"wandb={options['wandb'][-1]}: one project, to which what out= names is uploaded")
     for out in options["out"]:
         write(Path(os.path.expanduser(out)), tables, runs, groups, measure, better, keys, x)
         print(f"{kind_of(Path(out))} {out}")
+    for project in options["wandb"]:
+        from ticks.report.online import upload
+        from ticks.report.style import command
+
+        print(f"artifact {upload([Path(os.path.expanduser(out)) for out in options['out']], project, command())}")
 
 
 def read_options(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
@@ -84,6 +93,16 @@ def runs_of(places: Sequence[Path]) -> list[Any]:
     runs = [run for file in files for run in frame.read(file)]
     directories = [place for place in places if place not in files]
     return runs + (load_runs(directories) if directories or not runs else [])
+
+
+def runs_at(places: Sequence[str]) -> list[Any]:
+    """The runs in directories, files, and projects of W&B."""
+    from ticks.report.online import PREFIX, load_online
+
+    online = [place for place in places if place.startswith(PREFIX)]
+    here = [Path(os.path.expanduser(place)) for place in places if place not in online]
+    runs = [run for place in online for run in load_online(place)]
+    return runs + (runs_of(here) if here or not runs else [])
 
 
 def measure_of(runs: Sequence[Any], said: Sequence[str]) -> tuple[str, str]:

@@ -200,9 +200,14 @@ def log_config(loggers: list[Any], config: dict[str, Any], coordinates: dict[str
 
 
 def log_result(
-    loggers: list[Any], rows: Sequence[tuple[str, str, str]], *, shown: str | None = None, picture: Path | None = None
+    loggers: list[Any],
+    summary: Mapping[str, Any],
+    rows: Sequence[tuple[str, str, str]],
+    *,
+    shown: str | None = None,
+    picture: Path | None = None,
 ) -> None:
-    """The result table, and what the task has to show: a text or a picture."""
+    """The summary under a key of its own, the result table, and what the task has to show: a text or a picture."""
     for logger in loggers:
         if isinstance(logger, UnfailingWandbLogger):
             with logger.unless_lost():
@@ -214,6 +219,7 @@ def log_result(
                 if picture:
                     said["picture"] = wandb.Image(str(picture))
                 logger.experiment.log(said)
+                logger.experiment.summary["run"] = dict(summary)
 
 
 def finish(exit_code: int) -> None:

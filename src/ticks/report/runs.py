@@ -102,6 +102,11 @@ def _settings(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     if not isinstance(content, dict):
         print(f"warning: {file} cannot be read: what the run was told is not compared", file=sys.stderr, flush=True)
         return {}, ()
+    return settings_of(content)
+
+
+def settings_of(content: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A resolved configuration's values by their dotted keys, with its choices; and what of it was typed."""
     choices, typed = content.pop("choices", None) or {}, content.pop("coordinates", None) or {}
     told = choices | dict(_flat({key: value for key, value in content.items() if key not in ABOUT_ITSELF}))
     return told, tuple(bare for key in typed if (bare := key.lstrip("+~")) in told)

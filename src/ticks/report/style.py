@@ -87,13 +87,17 @@ def picture(out: Path, *, columns: int = 1, size: tuple[float, float] = (6.0, 4.
             plt.close(fig)
 
 
+def command() -> str:
+    """What was typed to make this."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
 def metadata(suffix: str) -> dict[str, str | None]:
     """What a file of this format can hold of the command that made it; no date, so that the same figure is the same."""
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     known: dict[str, dict[str, str | None]] = {
-        "png": {"Description": command},
-        "svg": {"Description": command, "Date": None},
-        "pdf": {"Subject": command, "CreationDate": None},
+        "png": {"Description": command()},
+        "svg": {"Description": command(), "Date": None},
+        "pdf": {"Subject": command(), "CreationDate": None},
     }
     return known.get(suffix, {})
 
