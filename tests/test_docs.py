@@ -107,7 +107,7 @@ def test_the_commands_about_sweeps_are_understood(monkeypatch: pytest.MonkeyPatc
     assert len(sweeps) >= 2
     for line in sweeps:
         sweep_command([*shlex.split(line.partition("#")[0])[:2], "dry=true"])
-    assert "12 jobs in logs/sweeps/intervals_x_norms" in capsys.readouterr().out
+    assert "18 jobs in logs/sweeps/intervals_x_norms" in capsys.readouterr().out
     multiruns = re.findall(r"^python train\.py -m (.*)$", text, flags=re.MULTILINE)
     assert len(multiruns) == 2
     for line in multiruns:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import NAME, REPOSITORY, only_run, run_command
+from tests.report.made import grid
 from ticks.config import compose_strictly
+from ticks.sweep.file import read
 
 README = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
@@ -67,6 +69,7 @@ def test_the_readmes_commands_run(tmp_path: Path) -> None:
     code, output = run_command(tmp_path, *arguments, *SMALL)
     assert code == 0, output
     run_dir = only_run(tmp_path)
+    grid(tmp_path / "logs" / "sweeps" / "intervals_x_norms")
     ran = 0
     for command in COMMANDS:
         program, *rest = shlex.split(command) or [""]
@@ -80,9 +83,7 @@ def test_the_readmes_commands_run(tmp_path: Path) -> None:
         elif program == NAME and rest[0] != "sweep":
             code, output = run_command(tmp_path, *rest, program=NAME)
         elif program in (NAME, "wandb"):
-            from ticks.commands.sweep import combinations
-
-            code = 0 if len(combinations(REPOSITORY / rest[1])) > 1 else 1
+            code = 0 if len(list(read(REPOSITORY / rest[1]).grid())) > 1 else 1
         else:
             continue
         assert code == 0, f"{command}\n{output}"
