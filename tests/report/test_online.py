@@ -73,7 +73,10 @@ def test_runs_of_a_project_are_the_runs_that_were_logged(project: list[Any], tmp
         assert theirs == ours
 
 
-def test_a_sweeps_group_is_asked_for(project: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweeps_group_is_asked_for(
+    project: list[Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     main(["wandb:me/trial/intervals", "against=model=ln"])
     assert ASKED == [("me/trial", {"group": "intervals"})]
     assert "+0.105 ± 0.016" in " ".join(capsys.readouterr().out.split())

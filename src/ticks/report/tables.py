@@ -1,7 +1,8 @@
-"""Groups of runs as a table, for a terminal, Markdown or LaTeX: what each came to, how much above its baseline."""
+"""Groups of runs as a table, for a terminal, Markdown or LaTeX: what each came to, and how it differs."""
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,18 +42,34 @@ class Table:
         return "\n".join([*(f"% {note}" for note in self.notes), *body, r"\end{tabular}"]) + "\n"
 
     def show(self) -> None:
-        """Print it; on a narrow terminal a row becomes a few lines, nothing is cut."""
+        """Print it. On a narrow terminal titles are broken, keys called by their last word, and what is still too wide
+        is left out from the right, with a note: the table in a file has it."""
         console = Console(highlight=False, markup=False)
         if not console.is_terminal and "COLUMNS" not in os.environ:
             console.width = 140
+        titles = self.titles
+        if self._width(titles) > console.width:
+            short = [re.split(r"[./]", title)[-1] for title in titles[: self.words]]
+            titles = [*(short if len(set(short)) == len(short) else titles[: self.words]), *titles[self.words :]]
+            titles = ["\n".join(title.split()) for title in titles]
+        while self._width(titles) > console.width and len(titles) > self.words + 1:
+            titles = titles[:-1]
+        fits = self._width(titles) <= console.width
         drawn = Drawn(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for i, title in enumerate(self.titles):
-            drawn.add_column(title, justify="left" if i < self.words else "right", overflow="fold")
+        for i, title in enumerate(titles):
+            drawn.add_column(title, justify="left" if i < self.words else "right", no_wrap=fits, overflow="fold")
         for row in self.rows:
-            drawn.add_row(*row)
+            drawn.add_row(*row[: len(titles)])
         console.print(drawn)
+        if left_out := self.titles[len(titles) :]:
+            console.print(f"not shown for want of width: {', '.join(left_out)}", soft_wrap=True)
         for note in self.notes:
             console.print(note, soft_wrap=True)
+
+    def _width(self, titles: Sequence[str]) -> int:
+        """Of as many columns as there are titles."""
+        lines = [max(map(len, title.split("\n"))) for title in titles]
+        return 1 + sum(2 + max(line, *(len(row[i]) for row in self.rows)) for i, line in enumerate(lines))
 
 
 def _latex(cell: str) -> str:
@@ -91,7 +108,7 @@ def table_of(groups: Sequence[Group], measure: str, *, against: str | None = Non
     n_words = len(columns)
     notes = []
     title = words(measure)
-    columns.append((f"{title}, mean ± 95%" if several else title, [mean_of(found.of(measure)) for found in groups]))
+    columns.append((f"{title} ± 95%" if several else title, [mean_of(found.of(measure)) for found in groups]))
     if several:
         columns.append(("n", [str(len(found.of(measure))) for found in groups]))
     elif len(groups) > 1:
@@ -130,9 +147,7 @@ def table_of_changes(groups: Sequence[Group], measure: str, first: str, second: 
     n_words = len(columns)
     more, notes = _differences(rest, pairs, second)
     notes[0] = f"how much the difference to {first} is larger than where {second}, seed by seed; {P_SAYS}"
-    columns += [
-        (f"difference to {first}, {title}" if i == 0 else title, cells) for i, (title, cells) in enumerate(more)
-    ]
+    columns += [("difference of differences" if i == 0 else title, cells) for i, (title, cells) in enumerate(more)]
     rows = [list(cells) for cells in zip(*(cells for _, cells in columns), strict=True)]
     return Table([title for title, _ in columns], rows, notes, n_words)
 
@@ -180,9 +195,9 @@ def _differences(
                 " difference"
             )
     columns = [
-        (f"above {against}", [_signed(one) for one in in_order]),
-        ("pairs", ["-" if one is None else str(one.estimate.n) for one in in_order]),
+        ("difference", [_signed(one) for one in in_order]),
         ("p", [probability(p) for p in p_values]),
+        ("pairs", ["-" if one is None else str(one.estimate.n) for one in in_order]),
     ]
     return columns, notes
 
