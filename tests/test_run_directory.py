@@ -13,7 +13,15 @@ from tests.conftest import REPOSITORY
 from ticks.config import ConfigError, compose_strictly, digest
 from ticks.job import resumed_job
 from ticks.record import summary
-from ticks.run_directory import chosen_run_directory, find_unfinished, is_locked, load_config, locked, new_run_directory
+from ticks.run_directory import (
+    begun_in,
+    chosen_run_directory,
+    find_unfinished,
+    is_locked,
+    load_config,
+    locked,
+    new_run_directory,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -154,9 +162,12 @@ def test_who_reads_what_worker_0_has_written_already_comes_to_the_same_job() -> 
     assert resumed_job(run_dir, ["trainer.max_steps=1999"]).config_digest != first.config_digest
 
 
-def test_an_unfinished_run_is_found_where_run_dir_says(tmp_path: Path) -> None:
-    config = compose_strictly(["seed=5", f"run_dir={tmp_path}/mine"], REPOSITORY / "configs")
-    assert find_unfinished(config) is None
-    directory = left(tmp_path / "mine", "stopped", digest(config), age=5)
-    assert find_unfinished(config) == directory
-    assert find_unfinished(compose_strictly(["seed=5"], REPOSITORY / "configs")) is None
+def test_a_run_that_began_in_run_dir_is_found_there_whatever_became_of_it(tmp_path: Path) -> None:
+    config, other = (compose_strictly([f"seed={seed}"], REPOSITORY / "configs") for seed in (5, 6))
+    assert begun_in(f"{tmp_path}/mine", config) is None
+    (tmp_path / "mine").mkdir()
+    assert begun_in(f"{tmp_path}/mine", config) is None
+    OmegaConf.save({"config_digest": digest(config), "optimizer": {}}, tmp_path / "mine" / "config.yaml")
+    assert begun_in(f"{tmp_path}/mine", config) == tmp_path / "mine"
+    with pytest.raises(ConfigError, match="mine holds a run of another configuration"):
+        begun_in(f"{tmp_path}/mine", other)

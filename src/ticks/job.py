@@ -59,9 +59,9 @@ def planned_job(config: DictConfig) -> Job:
         together = identity_of(config).started_by_others  # each worker has to come to the same answer
         if together and config.run_dir is None:
             raise ConfigError("resume=auto: every worker was started by itself; name a place, run_dir=PLACE")
-        found = begun_in(str(config.run_dir), config) if together else find_unfinished(config)
+        found = begun_in(str(config.run_dir), config) if config.run_dir is not None else find_unfinished(config)
         if found is None and identity_of(config).rank == 0:
-            places = f"{RUNS}, {MULTIRUNS}" + (f" and {config.run_dir}" if config.run_dir else "")
+            places = str(config.run_dir or f"{RUNS}, {MULTIRUNS}")
             print(f"resume=auto: no unfinished run of this configuration in {places}; starting a new one", flush=True)
         resume = str(found) if found else None
     if resume is not None:  # with auto, the configuration found is the one asked for

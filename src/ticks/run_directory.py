@@ -72,8 +72,6 @@ def find_unfinished(config: DictConfig) -> Path | None:
     """The newest run of the same configuration that has not finished and is not running right now."""
     wanted = digest(config)
     candidates = [*RUNS.glob("*/summary.json"), *MULTIRUNS.glob("*/*/summary.json")]
-    if config.get("run_dir"):
-        candidates += Path(os.path.expanduser(str(config.run_dir))).glob("summary.json")
     for file in sorted(candidates, key=lambda f: f.stat().st_mtime_ns, reverse=True):
         try:
             about = summary.read(file.parent)

@@ -58,7 +58,9 @@ def test_any_measure_by_any_key(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["by="], r"by= is empty"),
         (["out=nowhere.pgn"], r"'pgn' is no picture format"),
         (["missing"], r"no run in 'missing'"),
-        (["notthere.csv"], r"no run in 'notthere.csv'"),
+        (["notthere.csv"], r"'notthere.csv' does not exist"),
+        (["agains=model=ln"], r"agains=model=ln: there is no option agains; did you mean 'against'"),
+        (["x=seed", "out=figure.png"], r"x=seed: it differs between the runs of model=ln, strategy\.clock"),
     ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
@@ -107,6 +109,6 @@ def test_differences_of_differences(tmp_path: Path, capsys: pytest.CaptureFixtur
     grid(tmp_path / "runs")
     main([str(tmp_path / "runs"), "against=strategy.clock.interval=1", "against=model=ln"])
     lines = words_of(capsys)
-    assert any(line[:3] == ["rms", "16", "+0.0500"] for line in lines), lines
+    assert any(line[:3] == ["rms", "16", "+0.05"] for line in lines), lines
     notes = [" ".join(line) for line in lines]
     assert any(note.startswith("how much the difference to strategy.clock.interval=1 is larger") for note in notes)

@@ -48,6 +48,7 @@ def grid(folder: Path, *, seeds: Sequence[int] = (0, 1, 2), norms: Sequence[str]
         for interval in (1, 16):
             for seed in seeds:
                 bits = 2.0 + 0.1 * i + (0.1 + 0.05 * i) * (interval == 16) + 0.01 * seed + 0.003 * seed * seed * i
+                bits += 0.002 * (seed % 2) * (interval == 16)
                 run(
                     folder / f"{norm}_{interval}_{seed}",
                     [8.0, bits + 1.0, bits + 0.2, bits],

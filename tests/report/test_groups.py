@@ -43,7 +43,7 @@ def test_keys_that_follow_from_others_are_left_out_and_typed_ones_win(tmp_path: 
 @pytest.mark.parametrize(
     "config",
     [
-        {"name": "other"}, {"data": {"seed": 7}}, {"logger": {"wandb": {"id": "x"}}}, {"test": False},
+        {"name": "other"}, {"data": {"seed": 1}}, {"logger": {"wandb": {"id": "x"}}}, {"test": False},
         {"callbacks": {"checkpoint": {"dirpath": "elsewhere"}}}, {"task": {"sample_bytes": 0}},
         {"trainer": {"default_root_dir": "B/x"}, "run_dir": "B"},
     ],
@@ -65,10 +65,12 @@ def test_runs_without_a_configuration_are_told_apart_by_their_summaries(tmp_path
 
 def test_by_says_how(tmp_path: Path) -> None:
     runs = load_runs([grid(tmp_path)])
-    assert [len(found.runs) for found in group(runs, ["model"])] == [6, 6]
-    assert [found.name for found in group(runs, ["world_size", "model"])] == [
-        "world_size=4, model=ln", "world_size=4, model=rms"
+    keys = ["world_size", "strategy.clock.interval", "model"]
+    assert [found.name for found in group(runs, keys)][:2] == [
+        "world_size=4, strategy.clock.interval=1, model=ln", "world_size=4, strategy.clock.interval=1, model=rms"
     ]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"by=model: runs of model=ln differ in strategy\.clock\.interval as well"):
+        group(runs, ["model"])
     with pytest.raises(ConfigError, match=r"no run has 'modle'; did you mean 'model'\?"):
         group(runs, ["modle"])
 
@@ -83,7 +85,7 @@ def test_what_came_to_nothing_is_counted(tmp_path: Path) -> None:
     for seed, status in enumerate(("finished", "diverged", "failed", "failed", "stopped", "running")):
         run(tmp_path / str(seed), status=status, seed=seed)
     (found,) = group(load_runs([tmp_path]))
-    assert found.failures() == {"diverged": 1, "failed": 2, "stopped": 1, "running": 1}
+    assert found.failures() == {"diverged": 1, "failed": 3, "stopped": 1}  # nobody holds the lock of what runs
     assert found.of("val_bits_per_byte") == {0: 2.345}
 
 
@@ -114,6 +116,53 @@ def test_one_baseline_serves_all_that_have_no_own(tmp_path: Path) -> None:
     find = baseline_of(groups, "strategy=ddp")
     assert sorted(base.name if base else "-" for base in map(find, groups))[0] == "-"
     assert sum(find(found) is not None for found in groups) == 2
+
+
+def test_what_a_baseline_does_not_know_cannot_differ_and_what_it_knows_must_not(tmp_path: Path) -> None:
+    """DDP has no interval; but with another optimizer it is another baseline."""
+    for optimizer in ("adamw", "muon"):
+        for strategy, interval in (("ddp", None), ("ticks", 4), ("ticks", 8)):
+            if (optimizer, strategy) != ("muon", "ddp"):
+                clock = {"clock": {"interval": interval}} if interval else {"x": 1}
+                run(
+                    tmp_path / f"{optimizer}{strategy}{interval}",
+                    config={"strategy": clock},
+                    strategy=strategy,
+                    choices={"optimizer": optimizer, "strategy": strategy},
+                    typed={"optimizer": optimizer} | ({"strategy.clock.interval": interval} if interval else {}),
+                )
+    groups = group(load_runs([tmp_path]), also=["strategy"])
+    find = baseline_of(groups, "strategy=ddp")
+    found = {one.name: base.values["optimizer"] if (base := find(one)) else None for one in groups}
+    assert {name: base for name, base in found.items() if "ticks" in name} == {
+        f"optimizer={name}, strategy.clock.interval={interval}, strategy=ticks": base
+        for name, base in (("adamw", "adamw"), ("muon", None)) for interval in (4, 8)
+    }  # fmt: skip
+
+
+def test_a_number_is_found_however_it_is_written(tmp_path: Path) -> None:
+    for interval in (1, 8):
+        run(tmp_path / str(interval), interval=interval)
+    groups = group(load_runs([tmp_path]))
+    assert baseline_of(groups, "strategy.clock.interval=1.0")(groups[1]) is groups[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "tells"),
+    [("data.seed", (7, 8), True), ("callbacks.ema.decay", (0.9, 0.99), True), ("strategy.clock.interval", (1, 8), True),
+     ("callbacks.checkpoint.every", (1, 2), False), ("where", ("1", "8"), False)],
+)  # fmt: skip
+def test_what_changes_training_tells_runs_apart(key: str, values: tuple, tells: bool, tmp_path: Path) -> None:
+    """Though it is called seed, lies below callbacks, or has the digits of a directory's name in it."""
+    for place, value in zip("18", values, strict=True):
+        node: dict = {}
+        inner = node
+        *above, last = key.split(".")
+        for name in above:
+            inner = inner.setdefault(name, {})
+        inner[last] = value
+        run(tmp_path / place, config=node | {"run_dir": place})
+    assert differing(load_runs([tmp_path])) == ([key] if tells else [])
 
 
 def test_a_baseline_that_is_not_there_is_refused(tmp_path: Path) -> None:

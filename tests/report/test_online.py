@@ -40,9 +40,9 @@ def online(directory: Path) -> SimpleNamespace:
             {"_step": 2 * i + 1, "step": step, "val/bits_per_byte": float(row["val/bits_per_byte"])},
         ]
     return SimpleNamespace(
-        name=directory.name, state="finished", summary={"run": run.summary},
+        name="ticks", id=directory.name, state="finished", summary={"run": run.summary},
         config={"resolved": nested, "sweep_coordinates": {key: str(run.settings[key]) for key in run.typed}},
-        history=lambda pandas: history,
+        scan_history=lambda: history,
     )  # fmt: skip
 
 

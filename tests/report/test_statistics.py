@@ -74,11 +74,21 @@ def test_one_pair_is_a_difference_and_no_test() -> None:
     assert (found.estimate.mean, found.estimate.half, found.p) == (0.5, None, None)
 
 
-@pytest.mark.parametrize(("by", "p"), [(0.0, 1.0), (0.25, 0.0)])
-def test_equal_differences_leave_no_doubt(by: float, p: float) -> None:
+@pytest.mark.parametrize("by", [0.0, 0.25, 0.1])
+def test_differences_that_are_all_the_same_say_nothing_of_another_seeds(by: float) -> None:
+    """Shares of a small split tie; 1.1 - 1.0 and 2.1 - 2.0 are not the same to the last bit."""
     found = paired({0: 1.0 + by, 1: 2.0 + by}, {0: 1.0, 1: 2.0})
     assert found is not None
-    assert found.p == p
+    assert found.estimate.mean == pytest.approx(by)
+    assert (found.p, found.estimate.half, found.estimate.n) == (None, None, 2)
+
+
+def test_interval_and_p_of_a_difference_are_of_one_method() -> None:
+    draws = np.random.default_rng(1).normal(0.5, 1.0, 30)
+    found = paired(dict(enumerate(draws)), dict.fromkeys(range(30), 0.0))
+    interval = stats.ttest_1samp(draws, 0.0).confidence_interval()
+    assert found is not None
+    assert (found.estimate.low, found.estimate.high) == pytest.approx((interval.low, interval.high))
 
 
 def test_holms_correction_is_that_of_the_paper() -> None:

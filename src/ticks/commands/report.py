@@ -25,6 +25,7 @@ Example: ticks report logs/sweeps/intervals against=strategy.clock.interval=1
 """
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,12 @@ def main(arguments: list[str]) -> None:
     runs = runs_at(places)
     measure, better = measure_of(runs, options["y"])
     keys = [key for entry in options["by"] for key in entry.split(",")]
-    groups = group(runs, keys)
     for said in options["against"]:
         if "=" not in said:
             raise ConfigError(f"against={said}: it is KEY=VALUE, as against=strategy=ddp")
     if len(options["against"]) > 2:
         raise ConfigError(f"against={options['against'][2]}: there can be two against, no more")
+    groups = group(runs, keys, [said.partition("=")[0] for said in options["against"]])
     table = table_of(groups, measure, against=next(iter(options["against"]), None))
     table.show()
     tables = [table]
@@ -79,6 +80,8 @@ def read_options(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[s
             if not value:
                 raise ConfigError(f"{key}= is empty: ticks report --help tells what can stand there")
             options[key].append(value)
+        elif equals and re.fullmatch(r"\w+", key) and not Path(argument).exists():
+            raise ConfigError(f"{argument}: there is no option {key}{did_you_mean(key, options)}")
         else:
             places.append(argument)
     return options, places
@@ -89,7 +92,9 @@ def runs_of(places: Sequence[Path]) -> list[Any]:
     from ticks.report import frame
     from ticks.report.runs import load_runs
 
-    files = [place for place in places if place.suffix in frame.FORMATS and place.is_file()]
+    files = [place for place in places if place.suffix in frame.FORMATS]
+    if missing := [place for place in files if not place.is_file()]:
+        raise ConfigError(f"'{missing[0]}' does not exist")
     runs = [run for file in files for run in frame.read(file)]
     directories = [place for place in places if place not in files]
     return runs + (load_runs(directories) if directories or not runs else [])

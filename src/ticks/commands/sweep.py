@@ -19,6 +19,7 @@ fails ends nothing but itself; at the end a table says what became of each.
 Example: ticks sweep configs/sweep/intervals.yaml logger=csv seed=1 jobs=2
 """
 
+import os
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ def main(arguments: list[str]) -> None:
     at_once = _whole("jobs", options["jobs"])
     if options["dry"] not in ("true", "false"):
         raise ConfigError(f"dry={options['dry']} must be true or false")
-    folder = Path(options["dir"] or SWEEPS / sweep.name)
+    folder = Path(os.path.expanduser(options["dir"])) if options["dir"] else SWEEPS / sweep.name
     count = _count(sweep, options["count"])
     if sweep.method == "bayes":
         _search(sweep, folder, overrides, count, at_once, dry=options["dry"] == "true")
@@ -91,16 +92,13 @@ def _search(sweep: Sweep, folder: Path, overrides: Sequence[str], count: int, at
     if dry:
         print(f"{count} jobs in {folder}, chosen as they go; {len(search.asked)} of them so far")
         return
-    numbers: dict[str, int] = {}
 
     def jobs() -> Iterator[Planned]:
-        for number, values in enumerate(search.jobs()):
-            (job,) = planned(sweep, [values], overrides, folder)
-            numbers[job.digest] = number
-            yield job
+        for values in search.jobs():
+            yield from planned(sweep, [values], overrides, folder)
 
-    def heard(job: Planned, outcome: Outcome) -> None:
-        search.hear(numbers[job.digest], job.about, outcome)
+    def heard(number: int, job: Planned, outcome: Outcome) -> None:
+        search.hear(number - 1, job.about, outcome)
 
     pool = Pool(sweep.program, at_once=at_once, group=folder.name)
     try:

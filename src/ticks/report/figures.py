@@ -73,7 +73,7 @@ def evaluations(run: Run, measure: str) -> dict[int, tuple[dict[str, float], flo
 
 def curve(found: Group, measure: str, x: str) -> Points:
     """The measure at each step that every seed's record has."""
-    records = [evaluations(run, measure) for run in found.runs]
+    records = [evaluations(run, measure) for run in drawn_of(found)]
     records = [record for record in records if len(record) > 1]
     shared = sorted(set.intersection(*map(set, records))) if records else []
     xs, estimates = [], []
@@ -82,8 +82,17 @@ def curve(found: Group, measure: str, x: str) -> Points:
         if any(place is None for place in places):
             continue
         xs.append(sum(filter(None, places)) / len(places) / (MEGABYTE if x == "bytes_sent" else 1))
+        if x == "bytes_sent" and not xs[-1]:
+            xs.pop()  # nothing was sent: it has no place on a logarithm's scale
+            continue
         estimates.append(_estimate([record[step][1] for record in records]))
     return Points(xs, *([getattr(e, name) for e in estimates] for name in ("mean", "low", "high")))
+
+
+def drawn_of(found: Group) -> list[Run]:
+    """Those of its runs that a curve is of, as the table's row is: finished ones, one per seed; where none is, all."""
+    finished = {run.summary.get("seed"): run for run in found.runs if run.summary["status"] == "finished"}
+    return list(finished.values()) or found.runs
 
 
 class Single(NamedTuple):
@@ -102,6 +111,8 @@ def _estimate(values: Sequence[float]) -> Any:
 def curves(groups: Sequence[Group], measure: str, out: Path, xs: Sequence[str]) -> None:
     """The measure during training, a line per group with its 95% interval, against each of `xs`."""
     lines = [{x: curve(found, measure, x) for x in xs} for found in groups]
+    if len(xs) > 1 and not any(line["bytes_sent"].x for line in lines if "bytes_sent" in line):
+        xs = [x for x in xs if x != "bytes_sent"]  # one worker sends nothing
     drawn = [i for i, line in enumerate(lines) if any(len(points.x) > 1 for points in line.values())]
     if not drawn:
         raise ConfigError(
@@ -154,6 +165,9 @@ def against(groups: Sequence[Group], measure: str, out: Path, x: str) -> None:
         rest = tuple((key, value) for key, value in found.values.items() if key != x)
         lines.setdefault(rest, []).append(found)
     names = [label_of(Group(dict(rest), [])) for rest in lines]
+    for found in groups:
+        if len({shown(setting(run, x)) for run in found.runs}) > 1:
+            raise ConfigError(f"x={x}: it differs between the runs of {found.name}, so they have no one place")
     with picture(out) as axes:
         values = [setting(run, x) for found in groups for run in found.runs]
         numeric = all(isinstance(value, int | float) for value in values)
@@ -207,7 +221,7 @@ def frontier(groups: Sequence[Group], measure: str, out: Path, better: str) -> N
     series: dict[str, list[tuple[float, Any, str]]] = {}
     for found in groups:
         values, sent = list(found.of(measure).values()), list(found.of(SENT).values())
-        if values and sent:
+        if values and sent and sum(sent) > 0:
             names = {key: value for key, value in found.values.items() if not _is_number(value)}
             numbers = {key: value for key, value in found.values.items() if key not in names}
             point = (
@@ -217,7 +231,7 @@ def frontier(groups: Sequence[Group], measure: str, out: Path, better: str) -> N
             )
             series.setdefault(label_of(Group(names, [])) if names else "", []).append(point)
     if not series:
-        raise ConfigError(f"nothing to draw: no run has finished with {measure} and {SENT}")
+        raise ConfigError(f"nothing to draw: no run has finished with {measure} and sent anything")
     best = pareto([(x, estimate.mean) for points in series.values() for x, estimate, _ in points], better)
     with picture(out, size=(6.5, 4.2)) as axes:
         axes.step(*zip(*best, strict=True), where="post", color=GREY, linestyle=":", zorder=0)
@@ -258,7 +272,7 @@ def heat_map(groups: Sequence[Group], measure: str, out: Path, x: str, y: str, b
     several groups."""
     cells: dict[tuple[str, str], Group] = {}
     for found in groups:
-        place = shown(found.values.get(x)), shown(found.values.get(y))
+        place = shown(setting(found.runs[0], x)), shown(setting(found.runs[0], y))
         if place in cells:
             raise ConfigError(
                 f"x={x},{y}: {found.name} and {cells[place].name} are one cell;"
@@ -290,7 +304,7 @@ def heat_map(groups: Sequence[Group], measure: str, out: Path, x: str, y: str, b
 
 def _sorted(cells: dict[tuple[str, str], Group], key: str) -> list[tuple[str, str]]:
     """Places by the size of what is there, if it is a number."""
-    values = {place: found.values.get(key) for place, found in cells.items()}
+    values = {place: setting(found.runs[0], key) for place, found in cells.items()}
     if not all(_is_number(value) for value in values.values()):
         return list(cells)
     return sorted(cells, key=lambda place: float(values[place] or 0))

@@ -7,7 +7,7 @@ from typing import Any
 from ticks.config import ConfigError
 from ticks.record import summary
 from ticks.report.figures import TRAINING
-from ticks.report.groups import differing, setting
+from ticks.report.groups import differing, setting, shown
 from ticks.report.runs import Run
 
 FORMATS = (".csv", ".parquet")
@@ -35,20 +35,26 @@ def frame(runs: Sequence[Run], keys: Sequence[str] = ()) -> Any:
     told = dict.fromkeys([*(keys or differing(runs)), "seed"])
     names = dict.fromkeys(name for run in runs for name in run.summary if name not in LEFT_OUT and name not in told)
     rows = [
-        {"run": run.directory.name} | {key: setting(run, key) for key in told} | {n: run.summary.get(n) for n in names}
-        for run in runs
+        {"run": called} | {key: setting(run, key) for key in told} | {n: run.summary.get(n) for n in names}
+        for run, called in zip(runs, names_of(runs), strict=True)
     ]
     return pandas().DataFrame(rows)
+
+
+def names_of(runs: Sequence[Run]) -> list[str]:
+    """Each run's directory by its name, with a number where several have it."""
+    names = [run.directory.name for run in runs]
+    return [name if names.count(name) == 1 else f"{name}#{i}" for i, name in enumerate(names, start=1)]
 
 
 def curves_frame(runs: Sequence[Run]) -> Any:
     """A row per evaluation during training, of every run: `run`, the columns of TRAINING, and the measures."""
     rows = []
-    for run in runs:
+    for run, called in zip(runs, names_of(runs), strict=True):
         for row in run.rows:
             measured = {key: value for key, value in row.items() if key.startswith("val/") and value}
             if measured:
-                rows.append({"run": run.directory.name, **{key: row.get(key) for key in TRAINING}, **measured})
+                rows.append({"run": called, **{key: row.get(key) for key in TRAINING}, **measured})
     return pandas().DataFrame(rows)
 
 
@@ -57,9 +63,13 @@ def write(runs: Sequence[Run], out: Path, keys: Sequence[str] = ()) -> list[Path
     table, curves = frame(runs, keys), curves_frame(runs)
     out.parent.mkdir(parents=True, exist_ok=True)
     files = [(table, out)]
+    curves_file(out).unlink(missing_ok=True)
     if len(curves):
         files.append((curves, curves_file(out)))
     for content, file in files:
+        for name in content.select_dtypes("object").columns:
+            if len({type(value) for value in content[name] if value is not None and value == value}) > 1:
+                content[name] = content[name].map(lambda v: None if v is None or v != v else shown(v))
         if file.suffix == ".csv":
             content.to_csv(file, index=False)
             continue

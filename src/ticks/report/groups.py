@@ -9,7 +9,7 @@ from ticks.report.runs import Run
 
 # what does not make a run another experiment: where it lies, how it is called, what is shown of it, how fast it is
 NEVER = ("seed", "run_dir", "resume", "name", "test", "task.sample_prompt", "task.sample_bytes")
-NEVER_BELOW = ("logger", "callbacks")
+NEVER_BELOW = ("logger.", "callbacks.checkpoint.")
 FAILURES = ("diverged", "failed", "stopped", "running")  # runs that count, but have no result
 
 
@@ -33,9 +33,12 @@ class Group:
             if run.summary["status"] == "finished" and isinstance(run.summary.get(measure), int | float)
         }
 
-    def failures(self) -> dict[str, int]:
-        """How many runs came to no result, by what became of them."""
+    def failures(self, measure: str | None = None) -> dict[str, int]:
+        """How many runs came to no result, by what became of them; or finished without this measure."""
         counts = {status: sum(run.summary["status"] == status for run in self.runs) for status in FAILURES}
+        if measure is not None:
+            finished = [run for run in self.runs if run.summary["status"] == "finished"]
+            counts["no value"] = sum(not isinstance(run.summary.get(measure), int | float) for run in finished)
         return {status: n for status, n in counts.items() if n}
 
     def repeated(self) -> int:
@@ -53,15 +56,24 @@ def shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def group(runs: Sequence[Run], by: Sequence[str] = ()) -> list[Group]:
-    """Runs by the values of `by`, in order; without any, by every key that differs but the seed."""
+def group(runs: Sequence[Run], by: Sequence[str] = (), also: Sequence[str] = ()) -> list[Group]:
+    """Runs by the values of `by`, in order; without any, by every key that differs but the seed, and by `also`.
+
+    ConfigError for a key that no run has, and if runs in one group are different experiments.
+    """
     keys = list(by) or differing(runs)
-    for key in by:
+    for key in (*by, *also):
         known(key, runs)
+    keys += [key for key in also if key not in keys]
     groups: dict[tuple[str, ...], Group] = {}
     for run in runs:
         values = {key: setting(run, key) for key in keys}
         groups.setdefault(tuple(map(shown, values.values())), Group(values, [])).runs.append(run)
+    for found in groups.values():
+        if by and (inner := differing(found.runs)):
+            raise ConfigError(
+                f"by={','.join(by)}: runs of {found.name} differ in {', '.join(inner)} as well; add it, or choose fewer"
+            )
     return [found for _, found in sorted(groups.items(), key=lambda item: _order(item[1]))]
 
 
@@ -95,12 +107,18 @@ def differing(runs: Sequence[Run]) -> list[str]:
 
 def _counts(key: str, runs: Sequence[Run]) -> bool:
     """Whether the key can tell groups apart: it differs, and not because the seed or the place does."""
-    top, last = key.partition(".")[0], key.rpartition(".")[2]
-    if key in NEVER or last == "seed" or top in NEVER_BELOW:
+    if key in NEVER or key.startswith(NEVER_BELOW):
         return False
-    values = {shown(run.settings.get(key)) for run in runs}
-    own = [(str(run.settings.get(key)), str(run.settings["run_dir"])) for run in runs if run.settings.get("run_dir")]
-    return len(values) > 1 and not any(run_dir in value for value, run_dir in own)
+    values = [run.settings.get(key) for run in runs]
+    pairs = list(zip(values, (run.settings for run in runs), strict=True))
+    if len(set(map(shown, values))) < 2 or all(value in (None, told.get("seed")) for value, told in pairs):
+        return False
+    return not any(_within(value, told.get("run_dir")) for value, told in pairs)
+
+
+def _within(value: Any, run_dir: Any) -> bool:
+    """Whether it is a place in the run's own directory."""
+    return bool(run_dir) and isinstance(value, str) and (value == str(run_dir) or value.startswith(f"{run_dir}/"))
 
 
 def _typed_first(key: str, runs: Sequence[Run]) -> tuple[int, int]:
@@ -121,26 +139,33 @@ def _order(found: Group) -> tuple[tuple[int, float, str], ...]:
 
 
 def baseline_of(groups: Sequence[Group], against: str) -> Callable[[Group], Group | None]:
-    """Which group each is compared with: the one that has KEY=VALUE and everything else as it has; where there is none,
-    the only one that has KEY=VALUE. ConfigError if nothing has."""
+    """Which group each is compared with: the one that has KEY=VALUE and everything else as it has, as far as it has it:
+    what a strategy does not know, as DDP no interval, cannot differ. ConfigError if nothing has KEY=VALUE."""
     key, _, value = against.partition("=")
-    there = [found for found in groups if key in found.values and shown(found.values[key]) == value]
+    there = [found for found in groups if key in found.values and _is(found.values[key], value)]
     if not there:
         keys = dict.fromkeys(key for found in groups for key in found.values)
         if key not in keys:
-            raise ConfigError(
-                f"against={against}: groups are told apart by {', '.join(keys) or 'nothing'}, not by {key}"
-            )
+            said = ", ".join(keys) or "nothing"
+            raise ConfigError(f"against={against}: groups are told apart by {said}, not by {key}")
         values = dict.fromkeys(shown(found.values[key]) for found in groups)
         raise ConfigError(f"against={against}: no group has it; {key} is {', '.join(values)}")
 
     def find(one: Group) -> Group | None:
         if one in there:
             return None
-        rest = {name: value for name, value in one.values.items() if name != key}
-        alike = [found for found in there if all(found.values[name] == value for name, value in rest.items())]
-        if alike:
-            return alike[0]
-        return there[0] if len(there) == 1 else None
+        rest = [name for name in one.values if name != key]
+        alike = [found for found in there if all(found.values[name] in (one.values[name], None) for name in rest)]
+        return max(alike, key=lambda found: sum(found.values[name] is not None for name in rest), default=None)
 
     return find
+
+
+def _is(value: Any, said: str) -> bool:
+    """Whether a setting has the value that was typed."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            return float(said) == float(value)
+        except ValueError:
+            return False
+    return shown(value) == said

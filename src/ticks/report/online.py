@@ -12,7 +12,7 @@ from ticks.report.runs import Run, settings_of
 
 PREFIX = "wandb:"
 STATES = {"running": "running", "finished": "finished", "preempting": "stopped", "preempted": "stopped"}
-CARRIED = ("bytes_sent", "seconds")  # totals, logged at ticks: an evaluation has those of the tick before it
+CARRIED = ("bytes_sent", "seconds", "tokens")  # totals, logged at ticks: an evaluation has those of the tick before it
 
 
 def load_online(place: str) -> list[Run]:
@@ -69,7 +69,7 @@ def _run(one: Any) -> Run | None:
     said = one.summary.get("run")
     about: dict[str, Any] = dict(said) if isinstance(said, Mapping) else _unfinished(one, settings)
     return Run(
-        Path(str(one.name)), dict.fromkeys(summary.KEYS) | about, _rows(one.history(pandas=False)), settings, typed
+        Path(f"{one.name}-{one.id}"), dict.fromkeys(summary.KEYS) | about, _rows(one.scan_history()), settings, typed
     )
 
 

@@ -12,6 +12,7 @@ import yaml
 from ticks.config import ConfigError
 from ticks.record import summary
 from ticks.record.metrics import MetricsFile
+from ticks.run_directory import is_locked
 
 ABOUT_ITSELF = ("config_digest", "earlier_digests")
 IN_A_SUMMARY = {
@@ -88,6 +89,8 @@ def _summary(file: Path) -> dict[str, Any]:
     for key in ("steps", "world_size", measured, "bytes_sent_per_worker", "steps_per_second"):
         if not isinstance(about.get(key), int | float | None):
             raise ValueError(f"{key}={about[key]!r} must be a number or null")
+    if about["status"] == "running" and not is_locked(file.parent):
+        about["status"] = "failed"  # its process is gone, without a word
     return dict.fromkeys(summary.KEYS) | about
 
 

@@ -38,8 +38,9 @@ class Difference:
     alone: int
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """The mean of `values` and its 95% interval: Student's t, and from 21 values on the BCa bootstrap, always alike."""
+def estimate(values: Sequence[float], *, normal: bool = False) -> Estimate:
+    """The mean of `values` and its 95% interval: Student's t, and from 21 values on the BCa bootstrap, always alike,
+    unless they are taken for `normal`."""
     from scipy import stats
 
     x = np.asarray(values, dtype=float)
@@ -48,7 +49,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     mean = float(x.mean())
     if x.size == 1:
         return Estimate(mean, None, None, 1)
-    if x.size >= BOOTSTRAP_FROM and np.ptp(x) > 0:
+    if not normal and x.size >= BOOTSTRAP_FROM and np.ptp(x) > 0:
         found = stats.bootstrap(
             (x,), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, rng=np.random.default_rng(0)
         )
@@ -61,7 +62,8 @@ def estimate(values: Sequence[float]) -> Estimate:
 def paired(values: Mapping[object, float], baseline: Mapping[object, float]) -> Difference | None:
     """How much `values` are above `baseline`, pair by pair: both have a value by the seed. None without any pair.
 
-    The p value is of the paired t test, two-sided.
+    Interval and p value are of the paired t test, two-sided; differences that are all the same have neither: of how far
+    another seed's would be they say nothing.
     """
     from scipy import stats
 
@@ -70,13 +72,11 @@ def paired(values: Mapping[object, float], baseline: Mapping[object, float]) -> 
     if not both:
         return None
     differences = np.array([values[key] - baseline[key] for key in both], dtype=float)
-    if len(both) == 1:
-        p = None
-    elif np.ptp(differences) == 0:  # no spread to measure it by
-        p = 1.0 if differences[0] == 0 else 0.0
-    else:
-        p = float(stats.ttest_1samp(differences, 0.0).pvalue)
-    return Difference(estimate(differences.tolist()), p, alone)
+    size = max(abs(value) for key in both for value in (values[key], baseline[key]))
+    if len(both) == 1 or np.ptp(differences) <= 1e-12 * size:
+        return Difference(Estimate(float(differences.mean()), None, None, len(both)), None, alone)
+    p = float(stats.ttest_1samp(differences, 0.0).pvalue)
+    return Difference(estimate(differences.tolist(), normal=True), p, alone)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

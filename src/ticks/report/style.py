@@ -49,11 +49,11 @@ def colours(values: Sequence[Any]) -> list[str]:
 
 
 def _of_size(number: int) -> str:
-    """From dark (1) to bright (256 and more), by its logarithm."""
+    """From dark (1) to bright (4096 and more), by its logarithm."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
-    return to_hex(colormaps["viridis"](min(math.log2(number) / 8, 1.0) * 0.9))
+    return to_hex(colormaps["viridis"](min(math.log2(number) / 12, 1.0) * 0.9))
 
 
 def pyplot() -> Any:

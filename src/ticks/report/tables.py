@@ -15,7 +15,20 @@ from ticks.config import ConfigError
 from ticks.report.groups import Group, baseline_of, shown
 
 MEGABYTE = 1e6
-LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "±": r"$\pm$", "<": "$<$"}
+LATEX = {
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "^": r"\^{}",
+    "~": r"\~{}",
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "_": r"\_",
+    "#": r"\#",
+    "±": r"$\pm$",
+    "<": "$<$",
+}
 
 
 @dataclass
@@ -113,11 +126,16 @@ def table_of(groups: Sequence[Group], measure: str, *, against: str | None = Non
         columns.append(("n", [str(len(found.of(measure))) for found in groups]))
     elif len(groups) > 1:
         notes.append("one run each: how much another seed would change it is not known")
-    for status in dict.fromkeys(status for found in groups for status in found.failures()):
-        columns.append((status, [str(found.failures().get(status, 0)) for found in groups]))
+    for status in dict.fromkeys(status for found in groups for status in found.failures(measure)):
+        columns.append((status, [str(found.failures(measure).get(status, 0)) for found in groups]))
     if against is not None:
         find = baseline_of(groups, against)
         pairs = [(found, base, found.of(measure), base.of(measure)) for found in groups if (base := find(found))]
+        key, _, _ = against.partition("=")
+        bases = {id(base) for _, base, _, _ in pairs}
+        for found in groups:
+            if id(found) not in bases and not any(found is one for one, *_ in pairs):
+                notes.append(f"{found.name}: there is no {against} that is alike in all but {key}")
         more, said = _differences(groups, pairs, against)
         columns += more
         notes += said
@@ -168,7 +186,7 @@ def mean_of(values: dict[Any, float]) -> str:
 
 
 def _mean(found: Group, key: str) -> float | None:
-    values = [v for run in found.runs if isinstance(v := run.summary.get(key), int | float)]
+    values = list(found.of(key).values())
     return sum(values) / len(values) if values else None
 
 

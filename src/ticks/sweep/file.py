@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class Sweep:
             if not {"value", "values"} & spec.keys():
                 raise ConfigError(f"{self.file}: parameters.{key} needs `value` or `values` in a grid")
             axes.append(spec["values"] if "values" in spec else [spec["value"]])
-        for combination in product(*axes):
+        for combination in islice(product(*axes), self.run_cap):
             yield dict(zip(self.parameters, combination, strict=True))
 
     def random(self, count: int, seed: int = 0) -> Iterator[dict[str, Any]]:
@@ -80,6 +80,10 @@ def read(file: Path) -> Sweep:
             raise ConfigError(f"{file}: parameters.{key} needs `value` or `values` (keys are flat and dotted)")
         if "values" in spec and (not isinstance(spec["values"], list) or not spec["values"]):
             raise ConfigError(f"{file}: parameters.{key}.values={spec['values']} must be a list of at least one value")
+    if not isinstance(content.get("metric") or {}, dict):
+        raise ConfigError(
+            f"{file}: metric={content['metric']} must have a name and a goal: {{name: val/loss, goal: minimize}}"
+        )
     cap = content.get("run_cap")
     if cap is not None and (not isinstance(cap, int) or cap < 1):
         raise ConfigError(f"{file}: run_cap={cap} must be a whole number of at least 1")

@@ -4,13 +4,14 @@ import fcntl
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ticks.config import ConfigError, compose_strictly, digest
 from ticks.record import summary
+from ticks.run_directory import is_locked
 
 SWEEPS = Path("logs/sweeps")
 DONE = ("finished", "diverged")  # what another start would only repeat
@@ -31,9 +32,10 @@ class Planned:
     def about(self) -> dict[str, Any]:
         """Its summary; {} where there is none that can be read."""
         try:
-            return summary.read(self.directory)
+            about = summary.read(self.directory)
         except (OSError, ValueError):
             return {}
+        return about if isinstance(about, dict) else {}
 
     @property
     def state(self) -> str:
@@ -72,11 +74,15 @@ def claimed(job: Planned) -> Iterator[bool]:
     """Whether the job is this process's in the block: no other sweep's, here or in another terminal. What holds it goes
     with the process, however it ends."""
     claims = job.directory.parent / ".claims"
-    claims.mkdir(parents=True, exist_ok=True)
-    with (claims / job.directory.name).open("w") as file:
+    with ExitStack() as stack:
         try:
+            claims.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((claims / job.directory.name).open("w"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
             return
-        yield True
+        except OSError as error:
+            raise ConfigError(f"nothing can be written to dir={job.directory.parent}: {error.strerror}") from None
+        # a job whose pool was killed may still be writing its checkpoint
+        yield not (job.directory.is_dir() and is_locked(job.directory))

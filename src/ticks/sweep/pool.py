@@ -1,6 +1,8 @@
 """Several jobs at once: who starts when, with how many threads, and what is shown meanwhile."""
 
 import os
+import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -14,10 +16,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ticks.jobs import Outcome, Started
 from ticks.signals import acting_on_signals
+from ticks.strategy.exits import STOPS
 from ticks.sweep.folder import DONE, Planned, claimed
 
 GPUS = Path("/proc/driver/nvidia/gpus")  # an entry for each of this machine's
-Heard = Callable[[Planned, Outcome], None]
+Heard = Callable[[int, Planned, Outcome], None]
+PATIENCE = 0.5  # seconds between two looks at what another sweep has
 
 
 @dataclass
@@ -31,6 +35,13 @@ class Running:
     slot: int
     since: float
     whole: bool  # from its first step on
+    told: bool = False  # that it is to stop
+
+    def pass_on(self, signum: int) -> None:
+        """Once: a second signal would have it leave without a checkpoint."""
+        if not self.told:
+            self.told = True
+            self.started.send(signum)
 
 
 class Pool:
@@ -55,8 +66,13 @@ class Pool:
         """All of them; `heard` is told of each as it ends, before the next one is asked for."""
         with acting_on_signals(self._came), _bar(total) as bar:
             self._go(enumerate(jobs, start=1), total, bar, heard)
-            left_to_others, self._elsewhere = self._elsewhere, {}
-            self._go(iter(left_to_others.items()), total, bar, heard)  # who had them may have gone
+            if self._elsewhere and self.asked is None:
+                names = ", ".join(str(number) for number in self._elsewhere)
+                bar.console.print(f"job {names}: another sweep has them; waiting for what they come to", soft_wrap=True)
+            while self._elsewhere and self.asked is None:
+                time.sleep(PATIENCE)
+                of_others, self._elsewhere = self._elsewhere, {}
+                self._go(iter(of_others.items()), total, bar, heard)  # who had them may be through, or gone
 
     def _go(self, jobs: Any, total: int, bar: Progress, heard: Heard | None) -> None:
         exhausted = False
@@ -64,7 +80,7 @@ class Pool:
             while not exhausted and self.asked is None and len(self._running) < self.at_once:
                 number, job = next(jobs, (0, None))
                 exhausted = job is None
-                if job is not None and not self._begin(number, job):
+                if job is not None and not self._begin(number, job) and number not in self._elsewhere:
                     self._say(bar, total, number, job, heard)
             for running in [running for running in self._running if running.started.has_ended()]:
                 self._end(running)
@@ -76,7 +92,7 @@ class Pool:
     def _came(self, signum: int, frame: Any) -> None:
         self.asked = signum
         for running in self._running:
-            running.started.send(signum)
+            running.pass_on(signum)
 
     # ---- one job
 
@@ -96,15 +112,20 @@ class Pool:
                 return False
             slot = min(set(range(self.at_once)) - {running.slot for running in self._running})
             again = state == "interrupted"
-            arguments = [f"resume={job.directory}"] if again else [*job.overrides, f"run_dir={job.directory}"]
+            arguments = [f"resume={job.directory}"] if again else [*job.overrides, f"run_dir={_quoted(job.directory)}"]
             started = Started(
                 [sys.executable, str(self.program), *arguments], job.overrides,
                 env=self._environment(job, slot), output=job.directory.with_name(f"{job.directory.name}.txt"),
             )  # fmt: skip
             since = time.monotonic()
-            self._running.append(Running(number, job, started, stack.pop_all(), slot, since, not again))
-        if self.asked is not None:  # it came while the process started
-            started.send(self.asked)
+            running = Running(number, job, started, stack.pop_all(), slot, since, not again)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+        try:
+            self._running.append(running)
+            if self.asked is not None:  # it came while the process started
+                running.pass_on(self.asked)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return True
 
     def _environment(self, job: Planned, slot: int) -> dict[str, str]:
@@ -139,8 +160,8 @@ class Pool:
     def _say(self, bar: Progress, total: int, number: int, job: Planned, heard: Heard | None) -> None:
         """A line for a job that has ended, or that need not begin."""
         outcome = self.outcomes[number]
-        if heard is not None and outcome.status != "elsewhere":
-            heard(job, outcome)
+        if heard is not None:
+            heard(number, job, outcome)
         measure = f", val_{outcome.measured} {outcome.measure:.4f}" if outcome.measure is not None else ""
         left = self.left(total)
         rest = f"about {in_words(left)} left" if left else ""
@@ -148,6 +169,12 @@ class Pool:
         bar.console.print(line + (f"; {rest}" if rest and not bar.console.is_terminal else ""), soft_wrap=True)
         ended = sum(outcome.status not in ("not started", "elsewhere") for outcome in self.outcomes.values())
         bar.update(bar.task_ids[0], completed=ended, rest=rest)
+
+
+def _quoted(place: Path) -> str:
+    """As Hydra reads it, whatever characters it has."""
+    text = str(place)
+    return text if re.fullmatch(r"[\w./+-]+", text) else "'" + text.replace("'", r"\'") + "'"
 
 
 def _bar(total: int) -> Progress:

@@ -3,8 +3,10 @@
 What it has asked for stands in the sweep's folder, so that a second call goes on where the first one was.
 """
 
+import fcntl
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +35,14 @@ class Search:
         self.file = folder / ASKED
         self._optuna = optuna
         self._space = {key: self._distribution(key, spec) for key, spec in sweep.parameters.items()}
-        sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=min(10, max(3, count // 3)))
+        self.asked: list[dict[str, Any]] = self._known()
+        # another seed than the draws that are known already came from
+        sampler = optuna.samplers.TPESampler(seed=len(self.asked), n_startup_trials=min(10, max(3, count // 3)))
         self._study: Any = optuna.create_study(direction=goal, sampler=sampler)
-        self.asked: list[dict[str, Any]] = json.loads(self.file.read_text()) if self.file.exists() else []
         self._trials: dict[int, Any] = {}
+
+    def _known(self) -> list[dict[str, Any]]:
+        return json.loads(self.file.read_text()) if self.file.exists() else []
 
     def _distribution(self, key: str, spec: dict[str, Any]) -> Any:
         made, kind = self._optuna.distributions, distribution(spec)
@@ -56,20 +62,28 @@ class Search:
         raise ConfigError(f"{self.sweep.file}: parameters.{key}.distribution={kind}: a search takes {known}")
 
     def jobs(self) -> Iterator[dict[str, Any]]:
-        """The values of each job: first those that were asked for before, then new ones."""
+        """The values of each job: first those that were asked for before, here or by another search in this folder."""
         for number in range(self.count):
-            known = self.asked[number] if number < len(self.asked) else None
-            if known is not None:
-                self._study.enqueue_trial(known)
-            trial = self._study.ask(self._space)
+            with self._alone():
+                self.asked = self._known()
+                if number < len(self.asked):
+                    self._study.enqueue_trial(self.asked[number])
+                trial = self._study.ask(self._space)
+                if number == len(self.asked):
+                    self.asked.append(dict(trial.params))
+                    scratch = self.file.with_suffix(".partial")
+                    scratch.write_text(json.dumps(self.asked))
+                    scratch.replace(self.file)
             self._trials[number] = trial
-            if known is None:
-                self.asked.append(dict(trial.params))
-                scratch = self.file.with_suffix(".partial")
-                scratch.parent.mkdir(parents=True, exist_ok=True)
-                scratch.write_text(json.dumps(self.asked))
-                scratch.replace(self.file)
             yield dict(trial.params)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other search in this folder asks in the block."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.file.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def hear(self, number: int, about: dict[str, Any], outcome: Outcome) -> None:
         """What job `number` (from 0) came to; a failure, and what measured nothing, is told as one."""
