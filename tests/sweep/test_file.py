@@ -126,6 +126,11 @@ def test_a_grid_is_the_product_of_its_axes(tmp_path: Path) -> None:
     ]
 
 
+def test_a_grid_has_at_most_as_many_jobs_as_its_cap(tmp_path: Path) -> None:
+    file = written(tmp_path / "sweep.yaml", "method: grid\nrun_cap: 2\nparameters: {a: {values: [1, 2, 3]}}")
+    assert combinations(file) == [["a=1"], ["a=2"]]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -137,6 +142,7 @@ def test_a_grid_is_the_product_of_its_axes(tmp_path: Path) -> None:
         ("method: grid\nparameters: {a: {values: []}}", r"parameters\.a\.values=\[\] must be a list"),
         ("method: grid\nparameters: {a: {values: 3}}", r"parameters\.a\.values=3 must be a list"),
         ("method: random\nrun_cap: 0\nparameters: {a: {value: 3}}", r"run_cap=0 must be a whole number of at least 1"),
+        ("method: grid\nmetric: loss\nparameters: {a: {value: 1}}", r"metric=loss must have a name and a goal"),
         ("method: grid", r"is no sweep file: it has no `parameters`"),
         ("- a\n- b", r"is no sweep file"),
         ("", r"is no sweep file"),

@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, Command, run_command
 from ticks.config import ConfigError
+from ticks.run_directory import locked
 from ticks.sweep import pool as pools
 from ticks.sweep.folder import Planned, claimed, plan
 from ticks.sweep.pool import gpus_of, in_words, threads
@@ -140,6 +141,26 @@ def test_jobs_run_at_once_share_the_processors_and_have_names_on_wandb(home: Pat
     assert code == 0, output
     texts = [file.read_text() for file in (home / "logs" / "sweeps" / "grid").glob("*.txt")]
     assert sorted(text.split()[-1] for text in texts) == ["b=1", "b=2"]
+
+
+def test_a_place_may_have_any_name_but_a_files(home: Path) -> None:
+    code, output = sweep(home, "1", "dir=lr=0.1,a (b)")
+    assert code == 0, output
+    (said,) = (home / "lr=0.1,a (b)").glob("b-1_*.txt")
+    assert "run_dir='lr=0.1,a (b)/b-1_" in said.read_text()
+    (home / "file").touch()
+    code, output = sweep(home, "1", "dir=file")
+    assert (code, "error: nothing can be written to dir=file: " in output, "Traceback" in output) == (2, True, False)
+
+
+def test_what_still_writes_its_checkpoint_is_waited_for(tmp_path: Path) -> None:
+    """Its pool was killed, and it is not yet through."""
+    job = Planned(["a=1"], "abc", tmp_path / "a")
+    job.directory.mkdir()
+    with locked(job.directory), claimed(job) as mine:
+        assert not mine
+    with claimed(job) as mine:
+        assert mine
 
 
 def test_threads_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,3 +111,23 @@ def test_from_the_command_line_two_at_once_and_again(tmp_path: Path) -> None:
     assert "9 jobs in logs/sweeps/s, chosen as they go; 5 of them so far" in output
     code, output = run_command(tmp_path, "sweep", "s.yaml", program="ticks")
     assert (code, "method=bayes has no end: give count=N, or run_cap in the file" in output) == (2, True)
+
+
+def test_two_searches_in_one_folder_and_jobs_that_repeat(tmp_path: Path) -> None:
+    """One choice: the second job is the first one's."""
+    space = {"norm": {"values": ["ln"]}}
+    first, second = (Search(sweep(tmp_path, parameters=space), tmp_path, 3) for _ in range(2))
+    jobs, others = first.jobs(), second.jobs()
+    assert next(jobs) == next(others) == next(jobs) == next(others)
+    for number in (0, 1):
+        for search in (first, second):
+            search.hear(number, {"val_loss": 1.0}, Outcome([], "finished"))
+    assert len(json.loads((tmp_path / ASKED).read_text())) == 2
+
+
+def test_a_search_that_goes_on_draws_something_new(tmp_path: Path) -> None:
+    space = {"x": {"min": 0.0, "max": 9.0}}
+    first = found(Search(sweep(tmp_path, parameters=space), tmp_path, 30), lambda v: v["x"], 4)
+    again = found(Search(sweep(tmp_path, parameters=space), tmp_path, 30), lambda v: v["x"], 8)
+    assert again[:4] == first
+    assert len({values["x"] for values in again}) == 8
