@@ -27,7 +27,8 @@ MAY_KNOW = {  # besides itself
     "tasks": {"models", "optim", "contract"},
     "strategy": set(),
     "record": {"contract", "strategy"},
-    "report": {"record", "config"},
+    "report": {"record", "config", "run_directory"},
+    "sweep": {"record", "config", "run_directory", "jobs", "signals", "strategy"},
     "config": set(),
 }
 PLAIN_MISTAKES = ("ValueError", "TypeError", "LookupError", "FileNotFoundError")
