@@ -87,27 +87,20 @@ def read_options(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[s
     return options, places
 
 
-def runs_of(places: Sequence[Path]) -> list[Any]:
-    """The runs in directories and in files that this command wrote. ConfigError if there is none."""
+def runs_at(places: Sequence[str]) -> list[Any]:
+    """The runs in projects of W&B, files that this command wrote, and directories. ConfigError if there is none."""
     from ticks.report import frame
+    from ticks.report.online import PREFIX, load_online
     from ticks.report.runs import load_runs
 
-    files = [place for place in places if place.suffix in frame.FORMATS]
+    runs = [run for place in places if place.startswith(PREFIX) for run in load_online(place)]
+    here = [Path(os.path.expanduser(place)) for place in places if not place.startswith(PREFIX)]
+    files = [place for place in here if place.suffix in frame.FORMATS]
     if missing := [place for place in files if not place.is_file()]:
         raise ConfigError(f"'{missing[0]}' does not exist")
-    runs = [run for file in files for run in frame.read(file)]
-    directories = [place for place in places if place not in files]
+    runs += [run for file in files for run in frame.read(file)]
+    directories = [place for place in here if place not in files]
     return runs + (load_runs(directories) if directories or not runs else [])
-
-
-def runs_at(places: Sequence[str]) -> list[Any]:
-    """The runs in directories, files, and projects of W&B."""
-    from ticks.report.online import PREFIX, load_online
-
-    online = [place for place in places if place.startswith(PREFIX)]
-    here = [Path(os.path.expanduser(place)) for place in places if place not in online]
-    runs = [run for place in online for run in load_online(place)]
-    return runs + (runs_of(here) if here or not runs else [])
 
 
 def measure_of(runs: Sequence[Any], said: Sequence[str]) -> tuple[str, str]:

@@ -21,7 +21,7 @@ Example: ticks sweep configs/sweep/intervals.yaml logger=csv seed=1 jobs=2
 
 import os
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from ticks.record import summary
 from ticks.run_directory import RUNS
 from ticks.sweep.file import Sweep, read
 from ticks.sweep.folder import SWEEPS, Planned, plan
-from ticks.sweep.pool import Pool, in_words
+from ticks.sweep.pool import Heard, Pool, in_words
 from ticks.sweep.search import Search
 
 
@@ -56,13 +56,7 @@ def main(arguments: list[str]) -> None:
     if options["dry"] == "true":
         show_plan(jobs, folder, at_once)
         return
-    pool = Pool(sweep.program, at_once=at_once, group=folder.name)
-    try:
-        pool.run(jobs, len(jobs))
-    finally:
-        missing = {number: Outcome(list(job.overrides)) for number, job in enumerate(jobs, start=1)}
-        _conclude(pool, missing, sweep, folder)
-    _exit(pool)
+    _run(sweep, folder, at_once, jobs, len(jobs), known=jobs)
 
 
 def planned(sweep: Sweep, values: Any, overrides: Sequence[str], folder: Path) -> list[Planned]:
@@ -100,22 +94,23 @@ def _search(sweep: Sweep, folder: Path, overrides: Sequence[str], count: int, at
     def heard(number: int, job: Planned, outcome: Outcome) -> None:
         search.hear(number - 1, job.about, outcome)
 
+    _run(sweep, folder, at_once, jobs(), count, heard=heard)
+
+
+def _run(
+    sweep: Sweep, folder: Path, at_once: int, jobs: Iterable[Planned], total: int, *,
+    known: Sequence[Planned] = (), heard: Heard | None = None,
+) -> None:  # fmt: skip
+    """Run them and print what became of each, those that never started too as far as they are `known`. SystemExit 128 +
+    signal if somebody stopped the sweep, 1 if a job has no result."""
     pool = Pool(sweep.program, at_once=at_once, group=folder.name)
     try:
-        pool.run(jobs(), count, heard)
+        pool.run(jobs, total, heard)
     finally:
-        _conclude(pool, {}, sweep, folder)
-    _exit(pool)
-
-
-def _conclude(pool: Pool, missing: dict[int, Outcome], sweep: Sweep, folder: Path) -> None:
-    show(missing | pool.outcomes, program=sweep.program)
-    if pool.outcomes:
-        print(f"what jobs print is in {folder}/*.txt; next: ticks report {folder}", flush=True)
-
-
-def _exit(pool: Pool) -> None:
-    """SystemExit 128 + signal if somebody stopped the sweep, 1 if a job has no result."""
+        unstarted = {number: Outcome(list(job.overrides)) for number, job in enumerate(known, start=1)}
+        show(unstarted | pool.outcomes, program=sweep.program)
+        if pool.outcomes:
+            print(f"what jobs print is in {folder}/*.txt; next: ticks report {folder}", flush=True)
     if pool.asked is not None:
         raise SystemExit(128 + pool.asked)
     if any(outcome.status in ("failed", "diverged", "stopped") for outcome in pool.outcomes.values()):

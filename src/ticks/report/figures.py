@@ -202,12 +202,12 @@ def _along(line: Sequence[Group], measure: str, x: str, names: Sequence[str] | N
     return Points(*([point[i] for point in sorted(found)] for i in range(4)))
 
 
-def _with_errors(axes: Any, points: Points, colour: str, *, line: str = "none", sideways: Any = None) -> None:
+def _with_errors(axes: Any, points: Points, colour: str, *, line: str = "none") -> None:
     errors = [
         [y - low for y, low in zip(points.y, points.low, strict=True)],
         [high - y for y, high in zip(points.y, points.high, strict=True)],
     ]
-    axes.errorbar(points.x, points.y, errors, xerr=sideways, fmt="o", linestyle=line, color=colour, capsize=2.5)
+    axes.errorbar(points.x, points.y, errors, fmt="o", linestyle=line, color=colour, capsize=2.5)
 
 
 # ---- a frontier ------------------------------------------------------------------------------------------------------

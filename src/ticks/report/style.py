@@ -102,11 +102,11 @@ def metadata(suffix: str) -> dict[str, str | None]:
     return known.get(suffix, {})
 
 
-def log_scale(axes: Any, base: int = 10) -> None:
+def log_scale(axes: Any) -> None:
     """x on a log scale, its numbers written out."""
     from matplotlib.ticker import FuncFormatter
 
-    axes.set_xscale("log", base=base)
+    axes.set_xscale("log")
     low, high = axes.get_xlim()
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     few = high / low < 30  # then those between powers of ten are needed

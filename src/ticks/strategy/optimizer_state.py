@@ -8,12 +8,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from ticks.arguments import ArgumentError, at_least
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
+
+_KEPT: WeakKeyDictionary[Optimizer, dict[tuple[Any, ...], set[str] | None]] = WeakKeyDictionary()
 
 
 class OptimizerState:
@@ -111,6 +114,15 @@ def kept_states(optimizer: Optimizer, group: Mapping[str, Any], parameter: Tenso
     return set(copy.state[shadow])
 
 
+def kept(optimizer: Optimizer, number: int, parameter: Tensor) -> set[str] | None:
+    """`kept_states` for a parameter of its group of this number, found once for each shape: it takes as long as a part
+    of a step."""
+    known, what = _KEPT.setdefault(optimizer, {}), (number, parameter.shape, parameter.dtype)
+    if what not in known:
+        known[what] = kept_states(optimizer, optimizer.param_groups[number], parameter)
+    return known[what]
+
+
 def treat(
     rule: OptimizerState,
     round_number: int,
@@ -132,14 +144,14 @@ def treat(
             optimizer.state.clear()
     names = rule.averaged(round_number, available)
     states = [
-        (p, optimizer.state.get(p, {}), kept_states(optimizer, group, p) if names else None)
+        (p, optimizer.state.get(p, {}), kept(optimizer, number, p) if names else None)
         for optimizer in optimizers
-        for group in optimizer.param_groups
+        for number, group in enumerate(optimizer.param_groups)
         for p in group["params"]
         if p.requires_grad
     ]
     for name in names:
-        sent = [(p, state) for p, state, kept in states if kept is None or name in kept]
+        sent = [(p, state) for p, state, holds in states if holds is None or name in holds]
         if not sent:
             continue
         like = [state.get(name, torch.zeros_like(p)) for p, state in sent]
