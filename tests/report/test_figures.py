@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from ticks.config import ConfigError
 from ticks.report.figures import curve, draw, pareto
 from ticks.report.groups import group
 from ticks.report.runs import load_runs
-from ticks.report.style import colours
+from ticks.report.style import colours, command
 
 MEASURE = "val_bits_per_byte"
 STORED = Path(__file__).parent / "pictures"
@@ -104,6 +105,24 @@ def test_a_figure_says_which_command_made_it(
     assert b"somewhere" not in content
     draw(group(load_runs([tmp_path / "runs"])), MEASURE, out)
     assert out.read_bytes() == content  # no date, no order of its own
+
+
+def test_a_program_of_a_package_is_named_as_it_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/benchmarks/network/__main__.py", "--report"])
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=SimpleNamespace(parent="benchmarks.network")))
+    assert command() == "python -m benchmarks.network --report"
+
+
+def test_a_figure_says_of_how_many_runs_it_is(tmp_path: Path) -> None:
+    several, one = grid(tmp_path / "several"), grid(tmp_path / "one", seeds=[0])
+    for x in ([], ["model"], ["strategy.clock.interval", "model"]):
+        assert "means of 3 runs, 95% intervals" in texts(drawn(several, tmp_path / "figure.png", x))
+        assert "single runs: no intervals" in texts(drawn(one, tmp_path / "figure.png", x))
+    run(tmp_path / "one" / "more", [8.0, 4.0, 3.0], typed={"model": "ln", "strategy.clock.interval": 1, "seed": 7},
+        config={"model": {"norm": {"_target_": "ln"}}, "strategy": {"clock": {"interval": 1}}, "data": {"seed": 7}},
+        choices={"model": "ln", "strategy": "ticks", "task": "language_modeling", "model/norm": "ln"},
+        seed=7, interval=1, norm="ln")  # fmt: skip
+    assert "means of 1 to 2 runs, 95% intervals" in texts(drawn(tmp_path / "one", tmp_path / "figure.png", ["model"]))
 
 
 def test_a_figure_is_a_picture_with_something_on_it(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from tests.report.made import grid, run
+from ticks.commands.report import measure_of
 from ticks.config import ConfigError
 from ticks.report import frame
 from ticks.report.figures import curve
@@ -48,6 +49,17 @@ def test_what_was_written_is_read_again(suffix: str, tmp_path: Path) -> None:
     frame.write(again, again_out := tmp_path / f"again.{suffix}")
     if suffix == "csv":
         assert again_out.read_text() == out.read_text()
+
+
+def test_files_that_are_read_together_know_how_their_runs_differ(tmp_path: Path) -> None:
+    for norm in ("ln", "rms"):  # which is the same in all of a file
+        frame.write(load_runs([grid(tmp_path / norm, norms=[norm])]), tmp_path / f"{norm}.csv")
+    together = [run for norm in ("ln", "rms") for run in frame.read(tmp_path / f"{norm}.csv")]
+    assert sorted(found.values["model"] for found in group(together)) == ["ln", "ln", "rms", "rms"]
+    run(tmp_path / "other", choices={"task": "topics"}, seed=1)
+    frame.write(load_runs([tmp_path / "other"]), tmp_path / "other.csv")
+    with pytest.raises(ConfigError, match=r"runs of different tasks are no one table: language_modeling .*topics"):
+        measure_of([*together, *frame.read(tmp_path / "other.csv")], [])
 
 
 def test_runs_without_a_record_have_no_second_file(tmp_path: Path) -> None:

@@ -89,6 +89,18 @@ def test_a_failed_job_ends_nothing_but_itself_and_what_is_done_is_skipped(home: 
     assert len(lines(home / "begun")) == 9, other
 
 
+def test_a_changed_sweep_keeps_what_it_shares_with_the_old_one(home: Path) -> None:
+    code, output = sweep(home, "1, 4", "c=5")
+    assert code == 0, output
+    (home / "wider.yaml").write_text("method: grid\nparameters: {b: {values: [1, 4]}, c: {values: [5, 6]}}\n")
+    code, output = run_command(home, "sweep", "wider.yaml", "dir=logs/sweeps/grid", program="ticks")
+    assert code == 0, output
+    names = [name.rpartition("_")[0] for name in lines(home / "begun")]
+    assert names == ["b-1", "b-4", "b-1_c-6", "b-4_c-6"], (
+        "another key is swept: jobs have another name, and are the same"
+    )
+
+
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_a_signal_stops_what_runs_with_its_checkpoint_and_a_second_call_goes_on(at_once: int, home: Path) -> None:
     (home / "grid.yaml").write_text("method: grid\nparameters: {b: {values: [wait, 2, 3]}}\n")
@@ -178,7 +190,16 @@ def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert [gpus_of(slot, 2) for slot in range(2)] == ["0,1", "2,3"]
     assert gpus_of(0, 8) is None
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,3,5")
-    assert [gpus_of(slot, 3) for slot in range(3)] == ["7", "3", "5"]
+    assert [gpus_of(slot, 3, 1) for slot in range(3)] == ["7", "3", "5"]
+    assert gpus_of(0, 3, 2) is None, "a job of two workers needs two"
+
+
+def test_what_was_swept_is_a_tag_each_beside_those_of_the_environment(home: Path) -> None:
+    (home / "grid.yaml").write_text("method: grid\nparameters: {a.b: {values: ['[1,2]']}, s: {value: 0}}\n")
+    code, output = run_command(home, "sweep", "grid.yaml", program="ticks", env={"WANDB_TAGS": "mine"})
+    assert code == 0, output
+    (said,) = (home / "logs" / "sweeps" / "grid").glob("*.txt")
+    assert said.read_text().split()[-1] == "mine,b=[1;2],s=0"  # W&B takes a comma for the end of a tag
 
 
 def test_a_claim_is_one_processs_at_a_time_and_goes_with_it(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ticks.config import ConfigError
 from ticks.report.groups import Group, known, setting, shown
 from ticks.report.runs import Run
-from ticks.report.style import BAND, GREY, colours, label_ends, log_scale, picture, pyplot
+from ticks.report.style import BAND, GREY, colours, label_ends, log_scale, picture, pyplot, say_how_many
 from ticks.report.tables import MEGABYTE, number, statistics, words
 
 TRAINING = {
@@ -50,6 +50,11 @@ def draw(groups: Sequence[Group], measure: str, out: Path, *, x: Sequence[str] =
         heat_map(groups, measure, out, x[0], x[1], better)
     else:
         raise ConfigError(f"x={','.join(x)}: one key, or two for a heat map")
+
+
+def sizes(groups: Sequence[Group], measure: str) -> list[int]:
+    """How many seeds the mean of each is of; what has none is not drawn."""
+    return [n for found in groups if (n := len(found.of(measure)))]
 
 
 # ---- curves ----------------------------------------------------------------------------------------------------------
@@ -136,6 +141,7 @@ def curves(groups: Sequence[Group], measure: str, out: Path, xs: Sequence[str]) 
                 log_scale(place)
             place.set_xlabel(TRAINING[x] + (" (log scale)" if x == "bytes_sent" else ""))
             place.set_ylabel(words(measure).replace("val ", "validation ", 1))
+            say_how_many(place, [len(drawn_of(groups[i])) for i in drawn])
             if place is (axes if len(xs) == 1 else axes[-1]):
                 label_ends(place, ends)
 
@@ -188,6 +194,7 @@ def against(groups: Sequence[Group], measure: str, out: Path, x: str) -> None:
         axes.set_xticks(ticks if numeric else range(len(ticks)), [shown(tick) for tick in ticks])
         axes.set_xlabel(x)
         axes.set_ylabel(words(measure).replace("val ", "validation ", 1))
+        say_how_many(axes, sizes(groups, measure))
         label_ends(axes, ends)
 
 
@@ -247,6 +254,7 @@ def frontier(groups: Sequence[Group], measure: str, out: Path, better: str) -> N
         log_scale(axes)
         axes.set_xlabel("MB sent per worker (log scale)")
         axes.set_ylabel(words(measure).replace("val ", "validation ", 1))
+        say_how_many(axes, sizes(groups, measure))
         label_ends(axes, ends)
 
 
@@ -299,6 +307,7 @@ def heat_map(groups: Sequence[Group], measure: str, out: Path, x: str, y: str, b
                 share = 0.0 if high == low or means[i][j] != means[i][j] else (means[i][j] - low) / (high - low)
                 dark = (share > 0.5) == (better == "lower")
                 axes.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+        say_how_many(axes, sizes(list(cells.values()), measure))
         axes.figure.colorbar(image, ax=axes, label=words(measure).replace("val ", "validation ", 1))
 
 

@@ -19,6 +19,10 @@ LEFT_OUT = (
     "adapter",
     "interval",
 )  # said elsewhere, or of one machine alone
+ALWAYS = (  # though they are the same in all: what tells these runs from another file's
+    "task", "data", "model", "optimizer", "schedule", "strategy", "strategy.clock.interval", "trainer.devices",
+    "trainer.max_steps",
+)  # fmt: skip
 
 
 def pandas() -> Any:
@@ -31,8 +35,10 @@ def pandas() -> Any:
 
 
 def frame(runs: Sequence[Run], keys: Sequence[str] = ()) -> Any:
-    """A row per run: its directory's name, the settings that differ (or `keys`), its seed and what its summary says."""
-    told = dict.fromkeys([*(keys or differing(runs)), "seed"])
+    """A row per run: its directory's name, the settings that differ (or `keys`), its seed, those of ALWAYS and what its
+    summary says."""
+    always = [key for key in ALWAYS if any(key in run.settings for run in runs)]
+    told = dict.fromkeys([*(keys or differing(runs)), "seed", *always])
     names = dict.fromkeys(name for run in runs for name in run.summary if name not in LEFT_OUT and name not in told)
     rows = [
         {"run": called} | {key: setting(run, key) for key in told} | {n: run.summary.get(n) for n in names}

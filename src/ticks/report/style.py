@@ -69,18 +69,20 @@ def pyplot() -> Any:
 
 
 @contextmanager
-def picture(out: Path, *, columns: int = 1, size: tuple[float, float] = (6.0, 4.0)) -> Iterator[Any]:
-    """Axes to draw on, `columns` of them side by side, saved in `out` behind the block with the command that made them.
+def picture(out: Path, *, rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.0, 4.0)) -> Iterator[Any]:
+    """Axes to draw on, an array of them where there are several, saved in `out` behind the block with the command that
+    made them. `size` is the inches of one.
 
     ConfigError for a format that is none.
     """
     plt = pyplot()
     with plt.rc_context(RC):
-        fig, axes = plt.subplots(1, columns, figsize=(size[0] * columns, size[1]), layout="constrained", squeeze=False)
+        inches = size[0] * columns, size[1] * rows
+        fig, axes = plt.subplots(rows, columns, figsize=inches, layout="constrained")
         try:
             if (suffix := out.suffix[1:]) not in (known := fig.canvas.get_supported_filetypes()):
                 raise ConfigError(f"out={out}: '{suffix}' is no picture format{did_you_mean(suffix, known)}")
-            yield axes[0] if columns > 1 else axes[0, 0]
+            yield axes
             out.parent.mkdir(parents=True, exist_ok=True)
             fig.savefig(out, metadata=metadata(suffix))
         finally:
@@ -89,7 +91,11 @@ def picture(out: Path, *, columns: int = 1, size: tuple[float, float] = (6.0, 4.
 
 def command() -> str:
     """What was typed to make this."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    program = Path(sys.argv[0])
+    if program.name == "__main__.py":  # python -m PACKAGE
+        spec = sys.modules["__main__"].__spec__
+        return shlex.join(["python", "-m", spec.parent if spec and spec.parent else program.parent.name, *sys.argv[1:]])
+    return shlex.join([program.name, *sys.argv[1:]])
 
 
 def metadata(suffix: str) -> dict[str, str | None]:
@@ -115,6 +121,15 @@ def log_scale(axes: Any) -> None:
 
 def _between(value: float) -> str:
     return f"{value:,.10g}" if f"{value:e}"[0] in "2356" else ""
+
+
+def say_how_many(axes: Any, sizes: Sequence[int]) -> None:
+    """Above the axes, small: of how many runs each thing in them is, and what its bar or band means."""
+    few, many = min(sizes), max(sizes)
+    text = "single runs: no intervals"
+    if many > 1:
+        text = f"means of {few if few == many else f'{few} to {many}'} runs, 95% intervals"
+    axes.set_title(text, loc="left", fontsize=7, color=GREY)
 
 
 def label_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> None:

@@ -50,6 +50,7 @@ def plan(jobs: Sequence[Sequence[str]], swept: Sequence[str], folder: Path, prog
     """Each job once, with its place below `folder`. Where the program has a configs folder, every job is composed and
     checked. ConfigError for the first that cannot be."""
     configs = program.parent / "configs"
+    there = {place.name.rpartition("_")[2]: place for place in folder.glob("*_*/")}
     planned: dict[str, Planned] = {}
     for overrides in jobs:
         labels = {key: value for key, _, value in (o.partition("=") for o in overrides) if key in swept}
@@ -65,7 +66,8 @@ def plan(jobs: Sequence[Sequence[str]], swept: Sequence[str], folder: Path, prog
             about |= {"devices": devices if isinstance(devices, int) else None, "max_steps": config.trainer.max_steps}
         else:
             what = hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:12]
-        planned.setdefault(what, Planned(list(overrides), what, folder / f"{name or 'job'}_{what[:6]}", **about))
+        place = there.get(what[:6], folder / f"{name or 'job'}_{what[:6]}")  # whatever it was called there
+        planned.setdefault(what, Planned(list(overrides), what, place, **about))
     return list(planned.values())
 
 

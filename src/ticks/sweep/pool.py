@@ -131,11 +131,12 @@ class Pool:
     def _environment(self, job: Planned, slot: int) -> dict[str, str]:
         """Its share of this machine, and what W&B calls it."""
         env = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(threads(self.at_once, job.devices))}
-        if self.at_once > 1 and (share := gpus_of(slot, self.at_once)) is not None:
+        if self.at_once > 1 and (share := gpus_of(slot, self.at_once, job.devices)) is not None:
             env["CUDA_VISIBLE_DEVICES"] = share
         if self.group and "WANDB_RUN_GROUP" not in os.environ:
             env |= {"WANDB_RUN_GROUP": self.group}
-            env |= {"WANDB_TAGS": ",".join(f"{key.rpartition('.')[2]}={v}"[:64] for key, v in job.labels.items())}
+            tags = [f"{key.rpartition('.')[2]}={v}".replace(",", ";")[:64] for key, v in job.labels.items()]
+            env |= {"WANDB_TAGS": ",".join([*filter(None, [os.environ.get("WANDB_TAGS")]), *tags])}
         return env
 
     def _end(self, running: Running) -> None:
@@ -194,14 +195,15 @@ def threads(at_once: int, workers: int | None) -> int:
     return max(1, cores // (at_once * (workers or 1)))
 
 
-def gpus_of(slot: int, at_once: int) -> str | None:
-    """A slot's share of the GPUs, as CUDA_VISIBLE_DEVICES; None where there are none, or too few to share out."""
+def gpus_of(slot: int, at_once: int, workers: int | None = None) -> str | None:
+    """A slot's share of the GPUs, as CUDA_VISIBLE_DEVICES; None where there are none, or too few for so many `workers`
+    in each: then jobs use the same ones."""
     said = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = [name for name in said.split(",") if name] if said is not None else []
     if said is None and GPUS.is_dir():
         names = [str(i) for i in range(len(list(GPUS.iterdir())))]
     each = len(names) // at_once
-    return ",".join(names[slot * each : (slot + 1) * each]) if each else None
+    return ",".join(names[slot * each : (slot + 1) * each]) if each >= (workers or 1) else None
 
 
 def in_words(seconds: float) -> str:

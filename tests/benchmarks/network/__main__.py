@@ -173,7 +173,7 @@ def mistake(message: str) -> NoReturn:
 
 def measure_speeds(network: SlowNetwork, results: "Results", arguments: argparse.Namespace) -> None:
     from tests.benchmarks.network.measure import MODELS
-    from tests.benchmarks.network.plan import CEILING_EVERY, plan
+    from tests.benchmarks.network.plan import plan
     from ticks.config import ConfigError
 
     check_known("--models", arguments.models, list(MODELS))
@@ -187,7 +187,7 @@ def measure_speeds(network: SlowNetwork, results: "Results", arguments: argparse
         if item.seconds > arguments.longest:
             console.print(f"left out, {item.seconds:.0f} s is beyond --longest: {in_words(item)}")
     planned = [item for item in planned if item.seconds <= arguments.longest]
-    ceilings = len(arguments.models) + sum(item.seconds for item in planned) / CEILING_EVERY
+    ceilings = len(arguments.models) + len(planned)
     expected = sum(item.seconds for item in planned) + ceilings * (5 + arguments.seconds)
     console.print(f"{len(planned)} measurements, about {expected / 60:.0f} minutes on a quiet machine with 2 cores")
     if arguments.dry_run:
@@ -204,34 +204,29 @@ def in_words(item: "Planned") -> str:
 
 
 class Speeds:
-    """Measures what is planned, and the ceiling of the same model every few minutes between."""
+    """Measures what is planned, and before and behind each thing the ceiling of the same model."""
 
     def __init__(self, network: SlowNetwork, results: "Results", seconds: float, planned: "list[Planned]") -> None:
         self.network = network
         self.results = results
         self.seconds = seconds  # per measurement of the ceiling
         self.planned = planned
-        self.ceiling_at: dict[str, float] = {}  # when it was last measured, by model
         self.began = time.time()
 
     def measure(self) -> None:
-        from tests.benchmarks.network.plan import CEILING_EVERY
-
         total, done, spent = sum(item.seconds for item in self.planned), 0.0, 0.0
         for number, item in enumerate(self.planned, 1):
             model = item.job.model
             started = time.time()
-            if started - self.ceiling_at.get(model, 0.0) > CEILING_EVERY:
+            if number == 1 or self.planned[number - 2].job.model != model:
                 self.measure_ceiling(model)
             outcome = self.measure_one(item)
+            self.measure_ceiling(model)
             done, spent = done + item.seconds, spent + time.time() - started
             left = (total - done) * spent / done / 60
             console.print(
                 f"[{number}/{len(self.planned)}] {in_words(item)}: {outcome}; {left:.0f} min left", markup=False
             )
-            last = number == len(self.planned) or self.planned[number].job.model != model
-            if last and time.time() - self.ceiling_at[model] > 20:
-                self.measure_ceiling(model)
 
     def run(self, job: Any, expected: float) -> list[dict[str, float]]:
         from tests.benchmarks.network.measure import measure
@@ -247,7 +242,6 @@ class Speeds:
         known = self.results.seconds_per_step().get(model, MODELS[model].seconds)
         steps = max(8, round(self.seconds / known))
         outcomes = self.run(Job(NEVER, model, self.network.rate or 100.0, 1, steps=steps), self.seconds)
-        self.ceiling_at[model] = time.time()
         speed = self.results.add_ceiling(model, steps, outcomes)
         console.print(f"    ceiling, {model}: {speed:.2f} steps/s")
 

@@ -13,7 +13,6 @@ EVERY_STEP = ("ddp", "lightning_ddp", "powersgd")  # how methods begin that talk
 BROADCASTS = ("ddp", "lightning_ddp", "lightning_ddp_bf16")  # send all parameters before they train, equal or not
 WIRE_SHARE = {"BF16": 0.5, "FP16": 0.5, "Int8": 0.27, "Int4": 0.15, "LowRank": 0.05}  # of fp32's bytes, for estimates
 START_SECONDS = 5.0  # of four workers
-CEILING_EVERY = 100.0  # seconds: a share of the ceiling means one measured not long before or after
 
 
 @dataclass(frozen=True)

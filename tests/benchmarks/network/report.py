@@ -1,4 +1,4 @@
-"""The results file, the tables made of it and the two figures."""
+"""The results file, the tables made of it and the two figures, in the style of `ticks report`."""
 
 import json
 import os
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.benchmarks.network.plan import Planned
 
 FIGURE_INTERVAL = 32  # of the lines in the first figure
-NEAR = 600.0  # seconds: ceilings measured so long before and after a measurement count for it
+NEAR = 600.0  # seconds: the ceiling that was measured behind something counts for it, unless work was broken off
 KEY = ("method", "model", "rate", "interval")
 
 
@@ -128,7 +128,7 @@ class Results:
             console.print(tick_table(self.content["ticks"]))
         console.print(markdown(rows, self.content["losses"]), markup=False, soft_wrap=True)
         if any(not row.error and row.interval == FIGURE_INTERVAL for row in rows):
-            speeds = draw_speeds(rows, self.content["ceilings"], self.file.with_name("network_speed.png"))
+            speeds = draw_speeds(rows, self.file.with_name("network_speed.png"))
             console.print(f"figure: {speeds}")
         if self.content["losses"]:
             losses = draw_losses(self.content["losses"], self.file.with_name("network_loss.png"))
@@ -148,10 +148,15 @@ class Row:
             speeds = [record["steps"] / record["seconds"] for record in good]
             own = [c for c in ceilings if c["model"] == self.model]
             self.speed = statistics.median(speeds)
-            self.share = statistics.median(s / ceiling_near(own, r["at"]) for s, r in zip(speeds, good, strict=True))
+            self.shares = [s / ceiling_near(own, r["at"]) for s, r in zip(speeds, good, strict=True)]
             self.sent = statistics.median(record["sent"] for record in good)
             self.booked = statistics.median(record["booked"] for record in good)
             self.own = statistics.median(record["own"] for record in good)
+
+    @property
+    def share(self) -> float:
+        """Of the speed without talking, mean over the repeats."""
+        return statistics.mean(self.shares)
 
     @property
     def label(self) -> str:
@@ -294,71 +299,63 @@ def tick_table(ticks: Sequence[dict[str, Any]]) -> Table:
 # ---- figures -----------------------------------------------------------------------------------------------------
 
 
-def draw_speeds(rows: Sequence[Row], ceilings: Sequence[dict[str, Any]], file: Path) -> Path:
-    """Steps per second against bandwidth at one interval; one panel per model. Lines only, where there are any."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+def draw_speeds(rows: Sequence[Row], file: Path) -> Path:
+    """The share of the speed without talking against bandwidth, a panel per model, each mean of several repeats with
+    its 95% interval. Lines only, where there are any; what is not ours is dashed."""
+    from ticks.report.statistics import estimate
+    from ticks.report.style import colours, label_ends, picture
 
     shown = [row for row in rows if not row.error and (row.interval == FIGURE_INTERVAL or is_every_step(row))]
     count = Counter((row.model, row.label) for row in shown)
     shown = [row for row in shown if count[row.model, row.label] > 1] or shown
     models, labels = ([*dict.fromkeys(getattr(row, name) for row in shown)] for name in ("model", "label"))
-    colors = dict(zip(labels, plt.colormaps["tab20"].colors * len(labels), strict=False))  # type: ignore[attr-defined]
-    figure, panels = plt.subplots(1, len(models), figsize=(5.5 * len(models), 4.5), squeeze=False)
-    for panel, model in zip(panels[0], models, strict=True):
-        own = [row for row in shown if row.model == model]
-        for label in dict.fromkeys(row.label for row in own):
-            line = sorted((row for row in own if row.label == label), key=lambda row: row.rate)
-            ours = bool(line[0].booked)
-            style = {"linestyle": "-" if ours else "--", "marker": "o" if ours else "x", "markersize": 4}
-            width = 2.2 if label == "ddp" else 1.3
-            name = label + ("" if ours else " (others)")
-            speeds = [row.speed for row in line]
-            panel.plot([row.rate for row in line], speeds, label=name, color=colors[label], linewidth=width, **style)
-        ceiling = statistics.median(c["steps_per_second"] for c in ceilings if c["model"] == model)
-        panel.axhline(ceiling, color="grey", linestyle=":", label="never talking")
-        panel.set(xscale="log", ylim=(0, None), xlabel="Mbit/s", title=f"{model}, H = {FIGURE_INTERVAL}")
-        rates = sorted({row.rate for row in own})
-        panel.set_xticks(rates, [f"{rate:g}" for rate in rates])
-        panel.minorticks_off()
-    keys = {key: handle for panel in panels[0] for handle, key in zip(*panel.get_legend_handles_labels(), strict=True)}
-    panels[0][0].set_ylabel("steps per second, 4 workers")
-    panels[0][-1].legend(keys.values(), keys, fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    figure.tight_layout()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=130)
-    plt.close(figure)
+    colour = dict(zip(labels, colours(labels), strict=True))
+    with picture(file, columns=len(models), size=(5.2, 4.2)) as axes:
+        for panel, model in zip([axes] if len(models) == 1 else axes, models, strict=True):
+            own, ends = [row for row in shown if row.model == model], []
+            for label in dict.fromkeys(row.label for row in own):
+                line = sorted((row for row in own if row.label == label), key=lambda row: row.rate)
+                shares = [estimate(row.shares) for row in line]
+                x, y = [row.rate for row in line], [share.mean for share in shares]
+                style = "o-" if line[0].booked else "x--"
+                panel.errorbar(x, y, [share.half or 0.0 for share in shares], fmt=style, color=colour[label], capsize=2)
+                ends.append((x[-1], y[-1], label + ("" if line[0].booked else " (others)"), colour[label]))
+            panel.axhline(1.0, color="grey", linestyle=":")
+            panel.set(
+                xscale="log",
+                ylim=(0, None),
+                xlabel="Mbit/s",
+                title=f"{model} model, a tick every {FIGURE_INTERVAL} steps",
+            )
+            rates = sorted({row.rate for row in own})
+            panel.set_xticks(rates, [f"{rate:g}" for rate in rates])
+            panel.minorticks_off()
+            panel.set_ylabel("share of the speed without talking")
+            label_ends(panel, ends)
     return file
 
 
 def draw_losses(losses: Sequence[dict[str, Any]], file: Path) -> Path:
-    """Validation loss against MB sent, and against training seconds."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    """Validation loss against MB sent, and against training seconds; a row of panels per model."""
+    from ticks.report.style import GREY, colours, label_ends, log_scale, picture
 
     models = list(dict.fromkeys(record["model"] for record in losses))
-    figure, rows = plt.subplots(len(models), 2, figsize=(10, 4.2 * len(models)), sharey="row", squeeze=False)
-    for panels, model in zip(rows, models, strict=True):
-        own = [record for record in losses if record["model"] == model]
-        for record in own:
-            _, seconds, megabytes, loss = zip(*record["curve"], strict=True)
-            label = f"{record['method']}, {record['steps']} steps"
-            panels[0].plot(megabytes, loss, label=label)
-            panels[1].plot(seconds, loss, label=label)
-        for base in (record for record in own if record["method"] == "ddp"):
+    with picture(file, rows=len(models), columns=2, size=(5.2, 3.8)) as axes:
+        for panels, model in zip([axes] if len(models) == 1 else axes, models, strict=True):
+            own = [record for record in losses if record["model"] == model]
+            ends: list[tuple[float, float, str, str]] = []
+            for record, colour in zip(own, colours([record["method"] for record in own]), strict=True):
+                _, seconds, megabytes, loss = zip(*record["curve"], strict=True)
+                for panel, x in zip(panels, (megabytes, seconds), strict=True):
+                    panel.plot(x, loss, color=colour)
+                ends.append((seconds[-1], loss[-1], f"{record['method']}, {record['steps']} steps", colour))
+            for base in (record for record in own if record["method"] == "ddp"):
+                for panel in panels:
+                    panel.axhline(base["curve"][-1][3], color=GREY, linestyle=":", linewidth=1)
             for panel in panels:
-                panel.axhline(base["curve"][-1][3], color="grey", linestyle=":", linewidth=1)
-        panels[0].set(
-            xscale="log", xlabel="MB sent per worker", ylabel=f"{model} model: validation loss (nats per byte)"
-        )
-        panels[1].set(xscale="log", xlabel=f"training seconds at {own[0]['rate']:g} Mbit/s")
-        panels[1].legend(fontsize=8)
-    figure.tight_layout()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=130)
-    plt.close(figure)
+                log_scale(panel)
+                panel.set_ylabel(f"{model} model: validation loss (nats per byte)")
+            panels[0].set_xlabel("MB sent per worker (log scale)")
+            panels[1].set_xlabel(f"training seconds at {own[0]['rate']:g} Mbit/s (log scale)")
+            label_ends(panels[1], ends)
     return file
