@@ -11,7 +11,7 @@ import pytest
 
 from tests.benchmarks.network.measure import Job
 from tests.benchmarks.network.plan import Planned
-from tests.benchmarks.network.report import Results, speed_table
+from tests.benchmarks.network.report import Results, draw_losses, draw_speeds, speed_table
 from tests.conftest import REPOSITORY, run_command
 
 # namespaces are files in a folder of its own, and the third that is asked for is refused
@@ -133,3 +133,35 @@ def test_figures_of_bandwidths_come_in_their_order_however_they_were_measured(tm
     ddp, ours = zip(*(list(column.cells) for column in table.columns), strict=True)
     assert ddp[2:5] == ("0.08 (0.01)", "0.80 (0.10)", "8.00 (1.00)")
     assert ours[5] == "0.1 / 1.0 / 10.0"
+
+
+def test_speeds_are_shares_of_the_ceilings_beside_them_with_what_repeats_make_of_them(tmp_path: Path) -> None:
+    """The machine gets slower and slower: speeds do, shares do not."""
+    results = Results(tmp_path / "results.json")
+    results.save = lambda: None  # type: ignore[method-assign]
+    for slower in (1.0, 2.0, 4.0):
+        for method, share in (("ddp", 0.2), ("local_sgd", 0.9), ("torchft_streaming", 0.8)):
+            interval = 1 if method == "ddp" else 32
+            for rate in (10.0, 100.0):
+                results.add_ceiling("large", 8, [{"seconds": slower}])
+                counts = {"seconds": slower / share, "sent": 1e6, "own": 0.0, "booked": 1e6 * (share != 0.8)}
+                item = Planned(Job(method, "large", rate, interval, steps=8), seconds=1.0)
+                results.add_speed(item, [counts] * 4, since=0.0)
+                results.add_ceiling("large", 8, [{"seconds": slower}])
+    rows = {(row.method, row.rate): row for row in results.rows()}
+    assert rows["ddp", 10.0].shares == pytest.approx([0.2] * 3)
+    assert rows["local_sgd", 100.0].share == pytest.approx(0.9)
+    file = draw_speeds(results.rows(), tmp_path / "speeds.svg")
+    for label in ("ddp", "local_sgd", "torchft_streaming (others)", "share of the speed without talking", "Mbit/s"):
+        assert f">{label}<" in file.read_text()
+
+
+def test_curves_of_a_slow_network_have_every_label(tmp_path: Path) -> None:
+    losses = [
+        {"method": method, "model": "default", "steps": steps, "rate": 100.0,
+         "curve": [[step, step * faster, step * faster, 3.0 - step / 400] for step in range(40, steps + 1, 40)]}
+        for method, steps, faster in (("ddp", 640, 1.0), ("powersgd", 720, 0.2))
+    ]  # fmt: skip
+    text = draw_losses(losses, tmp_path / "losses.svg").read_text()
+    for label in ("ddp, 640 steps", "powersgd, 720 steps", "training seconds at 100 Mbit/s (log scale)"):
+        assert f">{label}<" in text

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tests.benchmarks.network.plan import Planned
 
 FIGURE_INTERVAL = 32  # of the lines in the first figure
+APART = 1.03  # bandwidths of two lines in a figure, so that their intervals do not lie on each other
 NEAR = 600.0  # seconds: the ceiling that was measured behind something counts for it, unless work was broken off
 KEY = ("method", "model", "rate", "interval")
 
@@ -313,10 +314,11 @@ def draw_speeds(rows: Sequence[Row], file: Path) -> Path:
     with picture(file, columns=len(models), size=(5.2, 4.2)) as axes:
         for panel, model in zip([axes] if len(models) == 1 else axes, models, strict=True):
             own, ends = [row for row in shown if row.model == model], []
-            for label in dict.fromkeys(row.label for row in own):
+            for place, label in enumerate(dict.fromkeys(row.label for row in own)):
                 line = sorted((row for row in own if row.label == label), key=lambda row: row.rate)
                 shares = [estimate(row.shares) for row in line]
-                x, y = [row.rate for row in line], [share.mean for share in shares]
+                x = [row.rate * APART ** (place - 4) for row in line]  # intervals beside each other
+                y = [share.mean for share in shares]
                 style = "o-" if line[0].booked else "x--"
                 panel.errorbar(x, y, [share.half or 0.0 for share in shares], fmt=style, color=colour[label], capsize=2)
                 ends.append((x[-1], y[-1], label + ("" if line[0].booked else " (others)"), colour[label]))
