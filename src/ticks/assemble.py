@@ -94,7 +94,9 @@ def parts(config: DictConfig, choices: Mapping[str, str], checkpoint: str | None
     uses_model = takes(config.task, "model")
     made: dict[str, Any] = {}
     if uses_model:
-        made["model"] = build(config.model, "model", **offered(config.model, "model", shape, source))
+        offers = shape | {"load": trained_model}
+        made["model"] = build(config.model, "model", **offered(config.model, "model", offers, source))
+        _tune(made["model"], config.get("tuning"))
         _compile(made["model"], config.model.get("compile", False))
     how = {"optimizer": build(config.optimizer, "optimizer"), "schedule": build(config.schedule, "schedule")}
     how["parameter_groups"] = _rules(config.parameter_groups)
@@ -122,6 +124,31 @@ def _shape_of(data: Any, checkpoint: str | None) -> dict[str, Any]:
         return contract.shape_of(data)
     except READING as error:
         raise ConfigError(under("data", error)) from error
+
+
+def trained_model(run_dir: str) -> torch.nn.Module:
+    """The model of a finished run, with what it has learnt. ArgumentError if there is none."""
+    from ticks.job import resumed_job
+
+    try:
+        job = resumed_job(Path(run_dir), [], mode="eval")
+    except ConfigError as error:
+        raise ArgumentError("name", run_dir, f"cannot be loaded: {error}") from None
+    config = OmegaConf.create(job.config)
+    shape = _shape_of(build(config.data, "data"), job.checkpoint)
+    model: torch.nn.Module = build(config.model, "model", **offered(config.model, "model", shape, run_dir))
+    state = torch.load(str(job.checkpoint), map_location="cpu", mmap=True, weights_only=True)["state_dict"]
+    model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+    return model
+
+
+def _tune(model: torch.nn.Module, how: DictConfig | None) -> None:
+    """Change the model in place, and freeze what does not train. ConfigError for what cannot be."""
+    if how is not None:
+        try:
+            build(how, "tuning")(model)
+        except (ValueError, ImportError) as error:
+            raise ConfigError(under("tuning", error)) from None
 
 
 def _compile(model: torch.nn.Module, how: bool | str) -> None:

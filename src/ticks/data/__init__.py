@@ -13,6 +13,7 @@ from ticks.data.labelled import LabelledTexts
 from ticks.data.mnist import Mnist
 from ticks.data.pair_files import PairFiles
 from ticks.data.pairs import PairData
+from ticks.data.pretrained_tokenizer import PretrainedTokenizer
 from ticks.data.samples import MapData
 from ticks.data.table import Table
 from ticks.data.text import TextFiles
@@ -35,6 +36,7 @@ __all__ = [
     "Mnist",
     "PairData",
     "PairFiles",
+    "PretrainedTokenizer",
     "ShiftRotate",
     "StepData",
     "Table",

@@ -12,17 +12,18 @@ from torch.utils.data import Dataset
 
 from ticks.arguments import ArgumentError, at_least
 from ticks.data.labelled_corpus import LabelledCorpus, Row, Tokens, prepare, tokens_of
+from ticks.data.pretrained_tokenizer import PretrainedTokenizer, Theirs
 from ticks.data.samples import MapData
-from ticks.data.tokenizers import PAD, START, Bpe, Bytes, TrainedBpe
+from ticks.data.tokenizers import Bpe, Bytes, TrainedBpe
 
 MOST_FOR_TFIDF = 20_000  # training texts: a baseline must not take longer than the run
 
 
 class LabelledTexts(MapData):
     """Batches of tokens (B, T) and labels (B,). A text is START and its tokens, cut to `block_size` and padded with PAD
-    to the longest of its batch.
+    to the longest of its batch; with the tokenizer of a pretrained model, END comes behind it, as that has learnt.
 
-    `tokenizer` is learnt from the training split, its labels unseen; None: bytes. With `n_per_class` only so many
+    `tokenizer` is learnt from the training split, its labels unseen, or a pretrained model's; None: bytes. With `n_per_class` only so many
     labelled texts of each class are trained on; of one `seed`, fewer are always among more. Takes what `StepData`
     takes. ArgumentError for numbers that cannot be.
     """
@@ -34,7 +35,7 @@ class LabelledTexts(MapData):
         *,
         block_size: int,
         global_batch_size: int,
-        tokenizer: TrainedBpe | None = None,
+        tokenizer: TrainedBpe | PretrainedTokenizer | None = None,
         n_per_class: int | None = None,
         eval_batch_size: int = 64,
         seed: int = 0,
@@ -88,7 +89,7 @@ class LabelledTexts(MapData):
             "vocab_size": self.tokenizer.vocab_size,
             "block_size": self.block_size,
             "n_classes": len(self.class_names),
-            "pad_id": PAD,
+            "pad_id": self.tokenizer.pad_id,
         }
 
     def step_label(self) -> str:
@@ -112,7 +113,7 @@ class LabelledTexts(MapData):
         if self.n_per_class is not None:
             rows["train"] = self._few(corpus.labels("train"), corpus.hashes("train"))
         return {
-            split: TokenTexts(tokens[split], numbers[corpus.labels(split)], of_split, self.block_size)
+            split: TokenTexts(tokens[split], numbers[corpus.labels(split)], of_split, self.block_size, self.tokenizer)
             for split, of_split in rows.items()
         }
 
@@ -134,7 +135,7 @@ class LabelledTexts(MapData):
         return np.sort(np.concatenate(chosen))
 
     def collate(self, samples: Sequence[Any]) -> tuple[Tensor, Tensor]:
-        x_BxT = torch.full((len(samples), max(len(tokens) for tokens, _ in samples)), PAD)
+        x_BxT = torch.full((len(samples), max(len(tokens) for tokens, _ in samples)), self.tokenizer.pad_id)
         for row, (tokens, _) in zip(x_BxT, samples, strict=True):
             row[: len(tokens)] = tokens
         return x_BxT, torch.tensor([label for _, label in samples])
@@ -168,7 +169,10 @@ class LabelledTexts(MapData):
 class TokenTexts(Dataset):
     """Some of a split's texts as START and tokens (T,), at most `block_size`, with their labels."""
 
-    def __init__(self, tokens: Tokens, labels_N: np.ndarray, rows: np.ndarray, block_size: int) -> None:
+    def __init__(
+        self, tokens: Tokens, labels_N: np.ndarray, rows: np.ndarray, block_size: int, tokenizer: Bytes
+    ) -> None:
+        self.first, self.last = [tokenizer.start_id], [tokenizer.end_id] if isinstance(tokenizer, Theirs) else []
         self.tokens = tokens
         self.labels_N = labels_N
         self.rows = rows
@@ -179,8 +183,9 @@ class TokenTexts(Dataset):
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         row = int(self.rows[i])
-        tokens = self.tokens[row][: self.block_size - 1].astype(np.int64)
-        return torch.from_numpy(np.concatenate([[START], tokens])), int(self.labels_N[row])
+        tokens = self.tokens[row][: self.block_size - 1 - len(self.last)].astype(np.int64)
+        whole = np.concatenate([self.first, tokens, self.last]).astype(np.int64)
+        return torch.from_numpy(whole), int(self.labels_N[row])
 
 
 def tfidf(train: list[bytes], y_N: np.ndarray, val: list[bytes], y_M: np.ndarray) -> dict[str, float]:

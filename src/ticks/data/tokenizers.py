@@ -98,7 +98,7 @@ class Bpe(Bytes):
 
     def _made(self) -> Any:
         """The library's tokenizer, with the ids of this one. It finds nothing special in a text."""
-        library, letters = _library(), _letters()
+        library, letters = _library(), letters_of_bytes()
         names = ["".join(letters[byte] for byte in content) for content in self.bytes_of]
         names[:FIRST_BYTE] = ["pad id", "start id", "end id"]  # with a space, which no token's name has
         pairs = [(names[a], names[b]) for a, b in self.merges]
@@ -139,7 +139,7 @@ class TrainedBpe:
 
 def _learnt(texts: Iterator[Text], vocab_size: int) -> list[tuple[int, int]]:
     """Merges as pairs of ids. Pairs that come once are none."""
-    library, letters = _library(), _letters()
+    library, letters = _library(), letters_of_bytes()
     tokenizer = _splitting(library.models.BPE())
     trainer = library.trainers.BpeTrainer(
         vocab_size=vocab_size - FIRST_BYTE, min_frequency=2, initial_alphabet=letters, show_progress=False
@@ -170,7 +170,7 @@ def _library() -> Any:
     return tokenizers
 
 
-def _letters() -> list[str]:
+def letters_of_bytes() -> list[str]:
     """How the library writes each of the 256 bytes: printable ones as themselves, the others from U+0100 on."""
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = iter(range(256, 512))

@@ -10,6 +10,7 @@ from ticks.models.heads import ClassificationHead
 from ticks.models.mlp import Mlp
 from ticks.models.norm import LayerNorm, RMSNorm
 from ticks.models.placement import Pre
+from ticks.models.pretrained import PretrainedClassifier, PretrainedLanguageModel
 from ticks.models.recurrent import RecurrentLanguageModel
 from ticks.models.transformer import DecoderTransformer
 from ticks.models.vit import VisionTransformer
@@ -26,6 +27,8 @@ __all__ = [
     "LayerNorm",
     "Mlp",
     "Pre",
+    "PretrainedClassifier",
+    "PretrainedLanguageModel",
     "RMSNorm",
     "RecurrentLanguageModel",
     "SelfAttention",

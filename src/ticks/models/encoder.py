@@ -43,5 +43,9 @@ class EncoderClassifier(Transformer):
 
     def forward(self, tokens_BxT: Tensor) -> Tensor:
         present = None if self.pad_id is None else tokens_BxT != self.pad_id
+        return self.head(self.features(tokens_BxT, present), present)
+
+    def features(self, tokens_BxT: Tensor, present: Tensor | None = None) -> Tensor:
+        """What it makes of tokens, where they are `present`: (B, T, D)."""
         x_BxTxD = self.blocks(self.embed(tokens_BxT, self.embedding, self.position), present=present)
-        return self.head(self.final_norm(x_BxTxD), present)
+        return self.final_norm(x_BxTxD)

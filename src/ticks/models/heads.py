@@ -32,7 +32,15 @@ def first_pool(x_BxTxD: Tensor, present: Tensor | None = None) -> Tensor:
     return x_BxTxD[:, 0]
 
 
-POOLINGS: dict[str, Callable[..., Tensor]] = {"mean": mean_pool, "max": max_pool, "first": first_pool}
+def last_pool(x_BxTxD: Tensor, present: Tensor | None = None) -> Tensor:
+    """The last token that is there, which in a decoder has seen all others: (B, D)."""
+    if present is None:
+        return x_BxTxD[:, -1]
+    last_B = (present.long() * torch.arange(present.shape[1], device=present.device)).argmax(1)
+    return x_BxTxD[torch.arange(len(last_B), device=last_B.device), last_B]
+
+
+POOLINGS: dict[str, Callable[..., Tensor]] = {"mean": mean_pool, "max": max_pool, "first": first_pool, "last": last_pool}
 
 
 class ClassificationHead(nn.Module):

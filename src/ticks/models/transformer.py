@@ -29,8 +29,11 @@ class DecoderTransformer(Transformer):
         self.begin()
 
     def forward(self, tokens_BxT: Tensor) -> Tensor:
-        x_BxTxD = self.blocks(self.embed(tokens_BxT, self.embedding, self.position))
-        return self.final_norm(x_BxTxD) @ self.embedding.weight.T
+        return self.features(tokens_BxT) @ self.embedding.weight.T
+
+    def features(self, tokens_BxT: Tensor, present: Tensor | None = None) -> Tensor:
+        """What it makes of tokens: (B, T, D). Padding behind them is seen by none of them."""
+        return self.final_norm(self.blocks(self.embed(tokens_BxT, self.embedding, self.position)))
 
     def generate(
         self, tokens_BxT: Tensor, n: int, *, temperature: float = 0.8, generator: torch.Generator | None = None

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning import LightningModule
-from torch import nn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
 
+from ticks.models.changes import digest, frozen
 from ticks.optim import Rule, WarmupCosine, adamw, configure
 from ticks.optim.groups import MakesOptimizer, Schedule
 
@@ -31,3 +33,40 @@ class Task(LightningModule):
 
     def configure_optimizers(self) -> Any:
         return configure(self, self.make_optimizer, self.schedule, self.parameter_groups)
+
+    # ---- a base that does not train
+
+    def on_fit_start(self) -> None:
+        self._before = digest(frozen(self.model))
+
+    def on_fit_end(self) -> None:
+        """RuntimeError if anything changed that was frozen: then something is wrong with what trained it."""
+        if digest(frozen(self.model)) != self._before:
+            raise RuntimeError("training has changed parameters that are frozen")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What is frozen and can be had again where it came from is not kept: its digest and its source are."""
+        kept = self._from_source()
+        if kept:
+            for name in kept:
+                del checkpoint["state_dict"][name]
+            source = str(self.model.source)
+            checkpoint["base"] = {"source": source, "names": sorted(kept), "digest": digest(kept)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """MisconfigurationException if the base is not the one that was trained on."""
+        about = checkpoint.get("base")
+        if about is None:
+            return
+        own = {name: value for name, value in self.state_dict().items() if name in set(about["names"])}
+        if digest(own) != about["digest"]:
+            raise MisconfigurationException(
+                f"model: {self.model.source} is not the base that this run was trained on, {about['source']} as it was"
+            )
+        checkpoint["state_dict"] |= own
+
+    def _from_source(self) -> dict[str, Tensor]:
+        """By name, the frozen parameters that the model was given, if it says where from."""
+        if not getattr(self.model, "source", None):
+            return {}
+        return {f"model.{name}": p for name, p in frozen(self.model).items() if name.startswith("body.")}
