@@ -15,6 +15,7 @@ from lightning import LightningDataModule, LightningModule, seed_everything
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -126,20 +127,28 @@ def _shape_of(data: Any, checkpoint: str | None) -> dict[str, Any]:
         raise ConfigError(under("data", error)) from error
 
 
+def restored(job: Job) -> Parts:
+    """What a run's newest checkpoint holds, to be used without a trainer, in evaluation. ConfigError if there is none."""
+    made = parts(OmegaConf.create(job.config), job.choices, job.checkpoint)
+    checkpoint = torch.load(str(job.checkpoint), map_location="cpu", weights_only=True)
+    try:
+        made.task.on_load_checkpoint(checkpoint)
+    except MisconfigurationException as error:
+        raise ConfigError(str(error)) from None
+    made.task.load_state_dict(checkpoint["state_dict"])
+    made.task.eval()
+    return made
+
+
 def trained_model(run_dir: str) -> torch.nn.Module:
-    """The model of a finished run, with what it has learnt. ArgumentError if there is none."""
+    """The model of a run, with what it has learnt. ArgumentError if there is none."""
     from ticks.job import resumed_job
 
     try:
-        job = resumed_job(Path(run_dir), [], mode="eval")
+        task: Any = restored(resumed_job(Path(run_dir), [], mode="eval")).task
     except ConfigError as error:
         raise ArgumentError("name", run_dir, f"cannot be loaded: {error}") from None
-    config = OmegaConf.create(job.config)
-    shape = _shape_of(build(config.data, "data"), job.checkpoint)
-    model: torch.nn.Module = build(config.model, "model", **offered(config.model, "model", shape, run_dir))
-    state = torch.load(str(job.checkpoint), map_location="cpu", mmap=True, weights_only=True)["state_dict"]
-    model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
-    return model
+    return task.model.train()
 
 
 def _tune(model: torch.nn.Module, how: DictConfig | None) -> None:

@@ -11,7 +11,8 @@ import torch
 
 from ticks.arguments import ArgumentError
 from ticks.data import PairFiles
-from ticks.data.pairs import ByLength, Pairs, Sample, padded
+from ticks.data.by_length import ByLength
+from ticks.data.pairs import Pairs, Sample, padded
 from ticks.data.vocabulary import UNKNOWN, Symbols
 
 LINES = [f"{'ab' * (i % 7)}{i}\t{'x ' * (i % 5)}y{i % 3}" for i in range(400)]

@@ -1,8 +1,10 @@
 """The `ticks` command: what is done with runs after, and around, training.
 
   eval run=RUN_DIR [KEY=VALUE ...]            measure its newest checkpoint
+  export run=RUN_DIR format=FORMAT            write its model for use elsewhere
   fork TARGET [name=NAME]                     copy all this under another name
   generate run=RUN_DIR [prompt=TEXT] [...]    continue a text with its model
+  predict run=RUN_DIR text=TEXT               what its model says of a text
   report RUN_DIR [RUN_DIR ...] [out=FILE]     compare runs: table and figure
   sweep SWEEP.yaml [KEY=VALUE ...]            run a sweep's whole grid here
 
@@ -20,7 +22,7 @@ from ticks.strategy.identity import WrongLauncher, check_numbers
 from ticks.terminal import forgive, lost_output
 
 HELP = ("-h", "--help")
-COMMANDS = ("eval", "fork", "generate", "report", "sweep")  # modules of this package; their docstrings are the help
+COMMANDS = ("eval", "export", "fork", "generate", "predict", "report", "sweep")  # modules of this package; their docstrings are the help
 
 
 def main() -> None:

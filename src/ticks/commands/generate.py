@@ -26,24 +26,17 @@ def main(arguments: list[str]) -> None:
     n, seed = int(number("bytes", options["bytes"], int)), int(number("seed", options["seed"], int))
     temperature = number("temperature", options["temperature"], float)
 
-    import torch
-    from omegaconf import OmegaConf
-
-    from ticks.assemble import parts
+    from ticks.assemble import restored
     from ticks.job import resumed_job
     from ticks.tasks.language_modeling import tokens_for
 
     run_dir = run_of(options["run"])
     directory = run_dir.resolve()
     with where_it_began(run_dir):
-        job = resumed_job(directory, [], mode="eval")
-        config = OmegaConf.create(job.config)
-        made = parts(config, job.choices, job.checkpoint)
+        made = restored(resumed_job(directory, [], mode="eval"))
         data: Any = made.data
         task: Any = made.task
         if not hasattr(task, "generate") or not hasattr(data, "encode"):
             raise ConfigError(f"run={options['run']}: {type(task).__name__} on {type(data).__name__} writes no text")
-        checkpoint = torch.load(str(job.checkpoint), map_location="cpu", weights_only=True)
-    task.load_state_dict(checkpoint["state_dict"])
     prompt = data.encode((task.sample_prompt if options["prompt"] is None else options["prompt"]) or "\n")
     print(data.decode(task.generate(prompt, tokens_for(n, data), temperature=temperature, seed=seed)))

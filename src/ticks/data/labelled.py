@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ticks.arguments import ArgumentError, at_least
+from ticks.data.by_length import ByLength
 from ticks.data.labelled_corpus import LabelledCorpus, Row, Tokens, prepare, tokens_of
 from ticks.data.pretrained_tokenizer import PretrainedTokenizer, Theirs
-from ticks.data.samples import MapData
+from ticks.data.samples import MapData, TrainSamples
 from ticks.data.tokenizers import Bpe, Bytes, TrainedBpe
 
 MOST_FOR_TFIDF = 20_000  # training texts: a baseline must not take longer than the run
@@ -24,8 +25,8 @@ class LabelledTexts(MapData):
     to the longest of its batch; with the tokenizer of a pretrained model, END comes behind it, as that has learnt.
 
     `tokenizer` is learnt from the training split, its labels unseen, or a pretrained model's; None: bytes. With `n_per_class` only so many
-    labelled texts of each class are trained on; of one `seed`, fewer are always among more. Takes what `StepData`
-    takes. ArgumentError for numbers that cannot be.
+    labelled texts of each class are trained on; of one `seed`, fewer are always among more. With `by_length` texts of
+    about the same length share a step, which leaves less padding. Takes what `StepData` takes. ArgumentError for numbers that cannot be.
     """
 
     samples_are = "texts"
@@ -37,6 +38,7 @@ class LabelledTexts(MapData):
         global_batch_size: int,
         tokenizer: TrainedBpe | PretrainedTokenizer | None = None,
         n_per_class: int | None = None,
+        by_length: bool = False,
         eval_batch_size: int = 64,
         seed: int = 0,
         num_workers: int = 0,
@@ -50,6 +52,7 @@ class LabelledTexts(MapData):
         self.block_size = block_size
         self.make_tokenizer = tokenizer
         self.n_per_class = n_per_class
+        self.by_length = by_length
         self._corpus: LabelledCorpus | None = None
         self._tokenizer: Bytes | None = None
         self._class_names: list[str] | None = None
@@ -90,6 +93,7 @@ class LabelledTexts(MapData):
             "block_size": self.block_size,
             "n_classes": len(self.class_names),
             "pad_id": self.tokenizer.pad_id,
+            "mask_id": getattr(self.tokenizer, "mask_id", None),
         }
 
     def step_label(self) -> str:
@@ -140,6 +144,21 @@ class LabelledTexts(MapData):
             row[: len(tokens)] = tokens
         return x_BxT, torch.tensor([label for _, label in samples])
 
+    def train_batches(self, world_size: int, worker: int, batch_size: int) -> TrainSamples:
+        if not self.by_length:
+            return super().train_batches(world_size, worker, batch_size)
+        return ByLength(
+            self.datasets["train"], self.collate, batch_size=batch_size, seed=self.seed, worker=worker,
+            world_size=world_size, global_batch_size=self.global_batch_size,
+        )  # fmt: skip
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """A batch (B, T) of texts that have no label, as those with one are given to a model."""
+        tokens = Tokens.of(self.tokenizer.encode_many(texts))
+        rows, labels = np.arange(len(texts)), np.zeros(len(texts), dtype=np.int64)
+        made = TokenTexts(tokens, labels, rows, self.block_size, self.tokenizer)
+        return self.collate([made[i] for i in rows])[0]
+
     def recall(self, state_dict: dict[str, Any]) -> None:
         """Take the tokenizer and the classes from what `state_dict` returned in an earlier run."""
         if self.make_tokenizer is not None and (merges := state_dict.get("merges")) is not None:
@@ -177,6 +196,7 @@ class TokenTexts(Dataset):
         self.labels_N = labels_N
         self.rows = rows
         self.block_size = block_size
+        self.lengths = np.minimum(np.diff(tokens.ends, prepend=0)[rows], block_size)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
@@ -121,6 +121,11 @@ class Tokens:
     def __init__(self, flat: np.ndarray, ends: np.ndarray) -> None:
         self.flat = flat
         self.ends = ends
+
+    @classmethod
+    def of(cls, texts: Sequence[Sequence[int]]) -> "Tokens":
+        """Those of a few texts."""
+        return cls(np.fromiter(chain.from_iterable(texts), np.int64), np.cumsum([len(text) for text in texts]))
 
     def __len__(self) -> int:
         return len(self.ends)

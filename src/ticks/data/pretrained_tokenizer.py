@@ -34,8 +34,7 @@ class Theirs(Bytes):
 
     def __init__(self, name: str | None) -> None:
         folder = folder_of(name)
-        for variable in ("TOKENIZERS_PARALLELISM",):
-            os.environ.setdefault(variable, "false")  # else the library warns of every fork
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else the library warns of every fork
         try:
             import transformers
         except ImportError:
@@ -53,6 +52,7 @@ class Theirs(Bytes):
         if end is None or pad is None:
             raise ArgumentError("name", name, "has a tokenizer without an end or a padding token")
         self.start_id, self.end_id, self.pad_id = (end if start is None else start), end, pad
+        self.mask_id = t.mask_token_id
 
     @property
     def vocab_size(self) -> int:

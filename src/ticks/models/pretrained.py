@@ -15,6 +15,7 @@ from ticks.models.generate import sample
 from ticks.models.heads import ClassificationHead
 
 Load = Callable[[str], nn.Module]
+MASKED = 0.15  # the share of tokens (arXiv 1810.04805)
 
 
 class PretrainedClassifier(nn.Module):
@@ -33,13 +34,14 @@ class PretrainedClassifier(nn.Module):
         n_classes: int,
         pad_id: int | None = None,
         block_size: int | None = None,
+        mask_id: int | None = None,
         pooling: str = "mean",
         dropout: float = 0.1,
         load: Load | None = None,
     ) -> None:
         super().__init__()
         self.source = name
-        self.pad_id = pad_id
+        self.pad_id, self.mask_id = pad_id, mask_id
         self.body = _loaded(name, load, "AutoModel")
         _check(self.body, name, vocab_size, block_size)
         self.head = ClassificationHead(width_of(self.body), n_classes, pooling=pooling, dropout=dropout)
@@ -47,8 +49,25 @@ class PretrainedClassifier(nn.Module):
         nn.init.zeros_(self.head.linear.bias)
 
     def forward(self, tokens_BxT: Tensor) -> Tensor:
-        present = torch.ones_like(tokens_BxT, dtype=torch.bool) if self.pad_id is None else tokens_BxT != self.pad_id
+        present = self._present(tokens_BxT)
         return self.head(features(self.body, tokens_BxT, present), present)
+
+    def _present(self, tokens_BxT: Tensor) -> Tensor:
+        return torch.ones_like(tokens_BxT, dtype=torch.bool) if self.pad_id is None else tokens_BxT != self.pad_id
+
+    def predict_tokens(self, tokens_BxT: Tensor) -> tuple[Tensor, Tensor]:
+        """Its own input tokens through the embedding: logits (N, V) and the tokens (N,). A decoder predicts each next
+        one; where tokens see both sides, MASKED of them are masked first."""
+        present = self._present(tokens_BxT)
+        embedding: Tensor = embedding_of(self.body).weight  # type: ignore[assignment]
+        if is_causal(self.body):
+            known = present[:, 1:]
+            x_NxD = features(self.body, tokens_BxT, present)[:, :-1][known]
+            return (x_NxD @ embedding.T).float(), tokens_BxT[:, 1:][known]
+        hidden = (torch.rand(tokens_BxT.shape, device=tokens_BxT.device) < MASKED) & present
+        mask_id = self.pad_id if self.mask_id is None else self.mask_id
+        x_NxD = features(self.body, tokens_BxT.masked_fill(hidden, mask_id or 0), present)[hidden]
+        return (x_NxD @ embedding.T).float(), tokens_BxT[hidden]
 
 
 class PretrainedLanguageModel(nn.Module):
@@ -82,6 +101,20 @@ def features(body: nn.Module, tokens_BxT: Tensor, present: Tensor) -> Tensor:
     return body.features(tokens_BxT, present)  # type: ignore[operator]
 
 
+def embedding_of(body: Any) -> nn.Module:
+    """Of its tokens."""
+    return body.get_input_embeddings() if hasattr(body, "config") else body.embedding
+
+
+def is_causal(body: Any) -> bool:
+    """Whether a token sees only those before it."""
+    config = getattr(body, "config", None)
+    if config is None:
+        return bool(body.blocks[0].attention.causal)
+    kinds = ("gpt", "llama", "opt", "qwen", "mistral", "gemma", "phi", "neox", "bloom", "falcon")
+    return bool(getattr(config, "is_decoder", False)) or any(kind in config.model_type for kind in kinds)
+
+
 def width_of(body: nn.Module) -> int:
     """D."""
     config: Any = getattr(body, "config", None)
@@ -113,7 +146,7 @@ def _loaded(name: str | None, load: Load | None, kind: str) -> nn.Module:
 
 def _check(body: Any, name: str | None, vocab_size: int, block_size: int | None) -> None:
     """ArgumentError for tokens or lengths that the model does not know."""
-    embedding = body.get_input_embeddings() if hasattr(body, "config") else body.embedding
+    embedding: Any = embedding_of(body)
     if embedding.num_embeddings < vocab_size:
         raise ArgumentError(
             "name", name, f"knows {embedding.num_embeddings:,} tokens, the data have {vocab_size:,}:"

@@ -13,15 +13,17 @@ from torchmetrics.classification import (
     MulticlassF1Score,
 )
 
-from ticks.arguments import at_least
+from ticks.arguments import ArgumentError, at_least
 from ticks.tasks.base import Task
 from ticks.tasks.metrics import TokenLoss
+from ticks.tasks.predictive_coding import Regulariser
 
 
 class Classification(Task):
     """Train `model`, a module from x (B, ...) to logits (B, n_classes), on batches (x, y) with y (B,).
 
-    Takes what `Task` takes. ArgumentError for fewer than two classes.
+    With a `regulariser` the model also predicts its own input tokens (`predict_tokens`), and that is added to the loss.
+    Takes what `Task` takes. ArgumentError for fewer than two classes, and for a model that predicts no tokens then.
     """
 
     measures = (
@@ -31,9 +33,14 @@ class Classification(Task):
         ("loss", "loss (nats)", "lower", 3),
     )
 
-    def __init__(self, model: nn.Module, *, n_classes: int, **arguments: Any) -> None:
+    def __init__(
+        self, model: nn.Module, *, n_classes: int, regulariser: Regulariser | None = None, **arguments: Any
+    ) -> None:
         super().__init__(model, **arguments)
         at_least(2, n_classes=n_classes)
+        self.regulariser = regulariser
+        if regulariser is not None and not hasattr(model, "predict_tokens"):
+            raise ArgumentError("regulariser", type(regulariser).__name__, f"needs tokens: {type(model).__name__} has none")
         self.n_classes = n_classes
         self.metrics = nn.ModuleDict({f"{split}_{name}": m for split in ("val", "test") for name, m in self._metrics()})
         self.confusion_CxC: Tensor | None = None  # of the last evaluation: rows are true, columns seen
@@ -54,7 +61,19 @@ class Classification(Task):
         x, y_B = batch
         loss = F.cross_entropy(self(x).float(), y_B)
         self.log("train/loss", loss)
+        if self.regulariser is not None:
+            penalty, e = self.regulariser(*cast(Any, self.model).predict_tokens(x))
+            self.log("train/e", e)
+            loss = loss + penalty
         return loss
+
+    @torch.no_grad()
+    def answers(self, x: Tensor, data: Any) -> list[dict[str, Any]]:
+        """Of each sample its likeliest class by name, and the share that the model gives to it."""
+        shares_BxC = self(x.to(self.device)).float().softmax(-1).cpu()
+        names = [str(name) for name in getattr(data, "class_names", range(self.n_classes))]
+        best = shares_BxC.max(-1)
+        return [{"class": names[i], "share": float(p)} for p, i in zip(best.values, best.indices.tolist(), strict=True)]
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._evaluate("val", batch)

@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from ticks.arguments import above, at_least
 from ticks.tasks.base import Task
 from ticks.tasks.metrics import TokenLoss
+from ticks.tasks.predictive_coding import IGNORE, Regulariser
 
-IGNORE = -100  # targets that are padding
 
 
 class LanguageModeling(Task):
     """Train `model`, a module from tokens (B, T) to logits (B, T, V), on batches {"x": (B, T), "y": (B, T)}.
 
     Batches may say in "n_bytes" how many bytes of text their targets are, else a target is `bytes_per_token` of them.
+    A `regulariser` adds to the loss what it makes of the same predictions.
     `sample_bytes` is about how much the model writes for `show`, after `sample_prompt`. Takes what `Task` takes.
     ArgumentError for numbers that cannot be used.
     """
@@ -37,11 +38,13 @@ class LanguageModeling(Task):
         bytes_per_token: float = 1.0,
         sample_bytes: int = 0,
         sample_prompt: str = "",
+        regulariser: Regulariser | None = None,
         **arguments: Any,
     ) -> None:
         super().__init__(model, **arguments)
         above(0, bytes_per_token=bytes_per_token)
         at_least(0, most=10**6, sample_bytes=sample_bytes)
+        self.regulariser = regulariser
         self.sample_bytes = sample_bytes
         self.sample_prompt = sample_prompt
         self.bytes_per_token = bytes_per_token
@@ -63,17 +66,27 @@ class LanguageModeling(Task):
                 "task: LanguageModeling learns from batches of x and y by name, not from a"
                 f" {type(batch).__name__} as these data give: choose their own task, classification say"
             )
+        return F.cross_entropy(*self._predicted(batch), reduction=reduction, ignore_index=IGNORE)
+
+    def _predicted(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits (N, V) and targets (N,)."""
         logits_BxTxV = self(batch["x"])
-        logits_NxV = logits_BxTxV.flatten(0, 1).float()  # a sum over a batch in bfloat16 has three digits
-        y_N = batch["y"].flatten()
-        return F.cross_entropy(logits_NxV, y_N, reduction=reduction, ignore_index=IGNORE)
+        return logits_BxTxV.flatten(0, 1).float(), batch["y"].flatten()  # a sum in bfloat16 has three digits
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        loss = self.loss(batch)
+        if self.regulariser is None:
+            loss = self.loss(batch)
+            penalty = None
+        else:
+            logits_NxV, y_N = self._predicted(batch)
+            loss = F.cross_entropy(logits_NxV, y_N, ignore_index=IGNORE)
+            penalty, e = self.regulariser(logits_NxV, y_N)
         every = getattr(self.trainer, "log_every_n_steps", 1) or 1
         if (self.global_step + 1) % every == 0:  # a call costs 2% of a small step
             self.log("train/loss", loss)
-        return loss
+            if penalty is not None:
+                self.log("train/e", e)
+        return loss if penalty is None else loss + penalty
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self._evaluate("val", batch)

@@ -121,3 +121,16 @@ def test_norms_alone_are_merged() -> None:
     assert torch.equal(output(unmerge(model)), before)
     set_task(model, None)
     assert not torch.equal(output(model), before)
+
+
+def test_a_model_within_another_one_has_its_configuration_changed(tmp_path: Path) -> None:
+    import transformers
+
+    whole = torch.nn.Sequential(changed("bert"))
+    merge(whole)
+    whole[0].save_pretrained(tmp_path)
+    torch.testing.assert_close(
+        output(transformers.AutoModel.from_pretrained(tmp_path).eval()), output(whole[0]), rtol=2e-5, atol=2e-5
+    )
+    unmerge(whole)
+    assert whole[0].config.intermediate_size == 24

@@ -75,7 +75,7 @@ def merge(model: nn.Module, task: str | None = None) -> nn.Module:
                     old: nn.Parameter = norm._parameters[own]  # type: ignore[assignment]
                     setattr(norm, own, nn.Parameter(value.detach().clone(), requires_grad=old.requires_grad))
                 there.leave()
-    record.config = _tell(getattr(model, "config", None), ffns, width, biased=bool(biased))
+    record.config = _tell(_config_of(model), ffns, width, biased=bool(biased))
     model.merged = record  # type: ignore[assignment]
     return model
 
@@ -100,7 +100,7 @@ def unmerge(model: nn.Module) -> nn.Module:
                 setattr(modules[name], own, value)
             there.enter()
     for key, value in record.config.items():
-        setattr(model.config, key, value)
+        setattr(_config_of(model), key, value)
     del model.merged
     chosen_of(model).name = record.task
     return model
@@ -118,6 +118,11 @@ def _the_task(model: nn.Module, task: str | None) -> str:
             f" {', '.join(others)}; remove_task(model, '{others[0]}'), or merge a copy that has one"
         )
     return task or known[0]
+
+
+def _config_of(model: nn.Module) -> Any:
+    """What a model of transformers is made by, the model itself or within another one; None of anything else."""
+    return next((m.config for m in model.modules() if hasattr(getattr(m, "config", None), "model_type")), None)
 
 
 def _all_ffns(model: nn.Module) -> list[FFN]:
@@ -144,12 +149,12 @@ def _check(model: nn.Module, at: dict[str, Beside], ffns: list[FFN], biased: lis
             weight = module.weight
             if not isinstance(weight, Tensor) or not weight.is_floating_point():
                 raise CannotMerge(f"{ffn.name} is quantised ({getattr(weight, 'dtype', type(weight).__name__)})")
-    if biased and not hasattr(getattr(model, "config", None), "mlp_bias"):
+    if biased and not hasattr(_config_of(model), "mlp_bias"):
         why = "a GLU's ticks need one" if biased[0].gate is not None else "attach_ticks(bias=False) needs none"
         raise CannotMerge(
             f"the maps of {biased[0].name} have no bias, and this model's format has no place for one: {why}"
         )
-    config, sizes = getattr(model, "config", None), {ffn.d_ff for ffn in ffns}
+    config, sizes = _config_of(model), {ffn.d_ff for ffn in ffns}
     if config is not None and len(sizes) > 1:
         raise CannotMerge(f"its FFNs have {len(sizes)} widths, which its format cannot say")
     if config is not None and ffns and not _words_for(config, ffns[0].d_ff):
