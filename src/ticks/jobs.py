@@ -274,8 +274,10 @@ def all_finished(outcomes: Iterable[Outcome]) -> bool:
     return all(outcome.status in ("finished", "not started") for outcome in outcomes)
 
 
-def show(outcomes: dict[int, Outcome], *, program: Path = Path("train.py")) -> None:
-    """Print what became of the jobs, by their numbers: a table, then a line for each that did not finish."""
+def show(outcomes: dict[int, Outcome], *, program: Path = Path("train.py"), again: str | None = None) -> None:
+    """Print what became of the jobs, by their numbers: a table, then a line for each that did not finish. Of a sweep,
+    which goes on by typing `again`, runs are called by what was swept, so that a line per job is enough.
+    """
     if not outcomes:
         return
     console = Console(highlight=False, markup=False)
@@ -294,21 +296,29 @@ def show(outcomes: dict[int, Outcome], *, program: Path = Path("train.py")) -> N
     table.add_column("status", no_wrap=True)
     names = {f"val_{job.measured}" for job in outcomes.values() if job.measured}
     table.add_column(names.pop() if len(names) == 1 else "measure", justify="right", no_wrap=True)
-    table.add_column("run", overflow="fold")
+    if again is None:
+        table.add_column("run", overflow="fold")
     for number, job in outcomes.items():
-        own = "\n".join(override for override in job.overrides if override not in shared)
+        if again is not None and job.status == "not started":
+            continue
+        own = (" " if again else "\n").join(override for override in job.overrides if override not in shared)
         measure = "-" if job.measure is None else f"{job.measure:.4f}"
-        run = Path(job.run_dir).name if job.run_dir else "-"
-        table.add_row(str(number), own, job.status, measure, run)
-    console.print(table)
+        run = [] if again is not None else [Path(job.run_dir).name if job.run_dir else "-"]
+        table.add_row(str(number), own, job.status, measure, *run)
+    if table.row_count:
+        console.print(table)
     for number, job in outcomes.items():
-        if job.status == "failed":
-            console.print(f"job {number} failed: {job.message}", soft_wrap=True)
-        if job.status == "stopped" and job.run_dir:
-            again = shlex.join([_shown(str(program)), f"resume={_shown(job.run_dir)}"])
-            console.print(f"job {number} was stopped; go on with it: python {again}", soft_wrap=True)
-    if left := [str(number) for number, job in outcomes.items() if job.status == "not started"]:
+        if job.status in ("failed", "diverged") and job.message:
+            console.print(f"job {number} {job.status}: {job.message}", soft_wrap=True)
+        if job.status == "stopped" and job.run_dir and again is None:
+            resume = shlex.join([_shown(str(program)), f"resume={_shown(job.run_dir)}"])
+            console.print(f"job {number} was stopped; go on with it: python {resume}", soft_wrap=True)
+    left = [str(number) for number, job in outcomes.items() if job.status == "not started"]
+    if left and again is None:
         console.print(f"never started: job {', '.join(left)}; start each with its overrides", soft_wrap=True)
+    if again is not None and (left or any(job.status in ("stopped", "failed") for job in outcomes.values())):
+        never = f"{len(left)} of {len(outcomes)} jobs never started; " if left else ""
+        console.print(f"{never}to go on with what is not finished: {again}", soft_wrap=True)
 
 
 def _shown(run_dir: str) -> str:

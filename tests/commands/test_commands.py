@@ -111,7 +111,7 @@ print({"torch", "lightning", "wandb"} & sys.modules.keys())
         (["generate", "run=nowhere", "temperature=-1"], "temperature=-1 must be a number of at least 0"),
         (["report"], "give run directories: ticks report"),
         (["report", "out=a.png"], "give run directories: ticks report"),
-        (["report", "nowhere"], "no run in 'nowhere': no summary.json there or below it"),
+        (["report", "nowhere"], "no run in 'nowhere', which does not exist"),
         (["sweep"], "give a sweep file: ticks sweep configs/sweep/intervals.yaml"),
         (["sweep", "nothing.yaml"], "sweep file 'nothing.yaml' does not exist"),
     ],

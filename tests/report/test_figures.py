@@ -13,7 +13,7 @@ from matplotlib.testing.compare import compare_images
 
 from tests.report.made import grid, run
 from ticks.config import ConfigError
-from ticks.report.figures import curve, draw, pareto
+from ticks.report.figures import _lines, curve, draw, pareto
 from ticks.report.groups import group
 from ticks.report.runs import load_runs
 from ticks.report.style import colours, command
@@ -60,10 +60,10 @@ def test_a_figure_looks_as_it_did(kind: str, tmp_path: Path) -> None:
             "curves",
             {"MB sent per worker (log scale)", "optimizer steps", "validation bits per byte", "ln, interval 16"},
         ),
-        ("lines", {"strategy.clock.interval", "validation bits per byte", "ln", "rms", "1", "16"}),
+        ("lines", {"interval", "validation bits per byte", "ln", "rms", "1", "16"}),
         ("names", {"model", "ln", "rms", "interval 1", "interval 16"}),
         ("frontier", {"MB sent per worker (log scale)", "ln, interval 1", "rms, interval 1", "interval 16"}),
-        ("heat_map", {"strategy.clock.interval", "model", "ln", "rms", "1", "16", "2.010\n± 0.025", "2.111\n± 0.025"}),
+        ("heat_map", {"interval", "model", "ln", "rms", "1", "16", "2.010\n± 0.025", "2.111\n± 0.025"}),
     ],
 )
 def test_every_label_is_there(kind: str, labels: set[str], tmp_path: Path) -> None:
@@ -73,6 +73,22 @@ def test_every_label_is_there(kind: str, labels: set[str], tmp_path: Path) -> No
     for label in labels:
         for line in label.split("\n"):
             assert f">{line}<" in written, line
+
+
+def test_beside_the_lines_are_the_differences_by_seed(tmp_path: Path) -> None:
+    """Seeds differ by more than intervals do: the difference of a seed's two runs is known far better than either."""
+    groups, out = group(load_runs([grid(tmp_path / "runs")])), tmp_path / "differences.png"
+    interval, against = ["strategy.clock.interval"], "strategy.clock.interval=1"
+    draw(groups, MEASURE, out, x=interval, against=against)
+    assert compare_images(str(STORED / "differences.png"), str(out), tol=8) is None
+    found = _lines(groups, interval[0], [1, 16], True, MEASURE, against)
+    means = _lines(groups, interval[0], [1, 16], True, MEASURE)
+    assert list(found) == ["ln", "rms"]
+    assert found["ln"].x == [1, 16]
+    assert found["ln"].y == pytest.approx([0.0, 0.1 + 0.002 / 3], abs=1e-6)
+    assert found["ln"].high[1] - found["ln"].y[1] < 0.2 * (means["ln"].high[1] - means["ln"].y[1])
+    with pytest.raises(ConfigError, match="against=model=x: no group has it; model is ln, rms"):
+        draw(groups, MEASURE, out, x=interval, against="model=x")
 
 
 def test_curves_are_means_over_the_seeds_with_their_interval(tmp_path: Path) -> None:
@@ -220,3 +236,5 @@ if __name__ == "__main__":
         groups = group(load_runs([grid(Path(folder))]))
         for kind, x in KINDS.items():
             draw(groups, MEASURE, STORED / f"{kind}.png", x=x)
+        key = "strategy.clock.interval"
+        draw(groups, MEASURE, STORED / "differences.png", x=[key], against=f"{key}=1")

@@ -48,8 +48,20 @@ def test_a_run_that_failed_before_its_first_row_is_listed_too(tmp_path: Path) ->
 
 
 def test_a_directory_without_a_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no run in '.*nowhere': no summary\.json there or below it"):
+    with pytest.raises(ConfigError, match=r"no run in '.*nowhere', which does not exist"):
         load_runs([tmp_path / "nowhere"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"no run in '.*empty': no summary\.json there or below it"):
+        load_runs([tmp_path / "empty"])
+
+
+def test_jobs_of_a_sweep_that_came_to_no_run_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("lr-0.1_abc", "lr-0.2_def"):
+        (tmp_path / f"{name}.txt").write_text("what the job said")
+    run(tmp_path / "lr-0.1_abc")
+    assert len(load_runs([tmp_path])) == 1
+    assert "1 job(s) of a sweep have no run, what they said is in " in (said := capsys.readouterr().err)
+    assert "lr-0.2_def.txt" in said
 
 
 def test_what_is_no_run_is_left_out_with_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

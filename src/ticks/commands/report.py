@@ -37,7 +37,8 @@ TABLES = (".md", ".tex")
 
 
 def main(arguments: list[str]) -> None:
-    from ticks.report.groups import group
+    from ticks.report.figures import TRAINING
+    from ticks.report.groups import group, known
     from ticks.report.tables import table_of, table_of_changes
 
     options, places = read_options(arguments)
@@ -50,6 +51,12 @@ def main(arguments: list[str]) -> None:
     if len(options["against"]) > 2:
         raise ConfigError(f"against={options['against'][2]}: there can be two against, no more")
     groups = group(runs, keys, [said.partition("=")[0] for said in options["against"]])
+    x = [key for entry in options["x"] for key in entry.split(",")]
+    for key in x:
+        if key not in TRAINING:
+            known(key, runs)
+    if x and not any(kind_of(Path(out)) == "figure" for out in options["out"]):
+        raise ConfigError(f"x={','.join(x)}: give out=FIGURE.png as well, where it is to be drawn")
     table = table_of(groups, measure, against=next(iter(options["against"]), None))
     table.show()
     tables = [table]
@@ -57,11 +64,10 @@ def main(arguments: list[str]) -> None:
         changes = table_of_changes(groups, measure, *options["against"])
         changes.show()
         tables.append(changes)
-    x = [key for entry in options["x"] for key in entry.split(",")]
     if len(options["wandb"]) > 1 or (options["wandb"] and not options["out"]):
         raise ConfigError(f"wandb={options['wandb'][-1]}: one project, to which what out= names is uploaded")
     for out in options["out"]:
-        write(Path(os.path.expanduser(out)), tables, runs, groups, measure, better, keys, x)
+        write(Path(os.path.expanduser(out)), tables, runs, groups, measure, better, keys, x, options["against"])
         print(f"{kind_of(Path(out))} {out}")
     for project in options["wandb"]:
         from ticks.report.online import upload
@@ -80,6 +86,8 @@ def read_options(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[s
             if not value:
                 raise ConfigError(f"{key}= is empty: ticks report --help tells what can stand there")
             options[key].append(value)
+        elif argument.startswith("-"):
+            raise ConfigError(f"{argument}: options are KEY=VALUE, {', '.join(f'{name}=' for name in options)}")
         elif equals and re.fullmatch(r"\w+", key) and not Path(argument).exists():
             raise ConfigError(f"{argument}: there is no option {key}{did_you_mean(key, options)}")
         else:
@@ -133,7 +141,7 @@ def kind_of(out: Path) -> str:
 
 def write(
     out: Path, tables: Sequence[Any], runs: Sequence[Any], groups: Sequence[Any], measure: str, better: str,
-    keys: Sequence[str], x: Sequence[str],
+    keys: Sequence[str], x: Sequence[str], against: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """What the suffix asks for. ConfigError if it cannot be written."""
     from ticks.report import figures, frame
@@ -146,6 +154,6 @@ def write(
         elif kind_of(out) == "runs":
             frame.write(runs, out, keys)
         else:
-            figures.draw(groups, measure, out, x=x, better=better)
+            figures.draw(groups, measure, out, x=x, better=better, against=next(iter(against), None))
     except OSError as error:
         raise ConfigError(f"out={out} cannot be written: {error.strerror or error}") from None

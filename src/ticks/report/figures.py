@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ticks.config import ConfigError
-from ticks.report.groups import Group, known, setting, shown
+from ticks.report.groups import Group, baseline_of, known, setting, shown
 from ticks.report.runs import Run
-from ticks.report.style import BAND, GREY, colours, label_ends, log_scale, picture, pyplot, say_how_many
+from ticks.report.style import BAND, GREY, MARKERS, colours, label_ends, log_scale, picture, pyplot, say_how_many
 from ticks.report.tables import MEGABYTE, number, statistics, words
 
 TRAINING = {
@@ -29,9 +30,13 @@ class Points(NamedTuple):
     high: list[float]
 
 
-def draw(groups: Sequence[Group], measure: str, out: Path, *, x: Sequence[str] = (), better: str = "lower") -> None:
+def draw(
+    groups: Sequence[Group], measure: str, out: Path, *, x: Sequence[str] = (), better: str = "lower",
+    against: str | None = None,
+) -> None:  # fmt: skip
     """The figure that x asks for: without it the curves against MB sent and steps; a column of metrics.csv, the curves
-    against it; a setting, the measure against it; two of them, a heat map; bytes_sent_per_worker, a frontier.
+    against it; a setting, the measure against it, and with `against` (KEY=VALUE) the differences to it beside; two of
+    them, a heat map; bytes_sent_per_worker, a frontier.
 
     ConfigError for what cannot be drawn.
     """
@@ -45,7 +50,7 @@ def draw(groups: Sequence[Group], measure: str, out: Path, *, x: Sequence[str] =
     elif len(x) == 1 and x[0] == SENT:
         frontier(groups, measure, out, better)
     elif len(x) == 1:
-        against(groups, measure, out, x[0])
+        lines(groups, measure, out, x[0], against)
     elif len(x) == 2:
         heat_map(groups, measure, out, x[0], x[1], better)
     else:
@@ -106,11 +111,11 @@ class Single(NamedTuple):
     high: float
 
 
-def _estimate(values: Sequence[float]) -> Any:
+def _estimate(values: Sequence[float], *, normal: bool = False) -> Any:
     """With an interval, or of no width where one value has none."""
     if len(values) == 1:
         return Single(values[0], values[0], values[0])
-    return statistics().estimate(values)
+    return statistics().estimate(values, normal=normal)
 
 
 def curves(groups: Sequence[Group], measure: str, out: Path, xs: Sequence[str]) -> None:
@@ -121,29 +126,30 @@ def curves(groups: Sequence[Group], measure: str, out: Path, xs: Sequence[str]) 
     drawn = [i for i, line in enumerate(lines) if any(len(points.x) > 1 for points in line.values())]
     if not drawn:
         raise ConfigError(
-            "nothing to draw: no run has two evaluations during training"
-            " (trainer.val_check_interval says after how many steps they come)"
+            "nothing to draw: no run has two evaluations during training (trainer.val_check_interval says after"
+            " how many steps they come; those of runs.csv are in runs.curves.csv, beside it)"
         )
     if left := [name_of(found) for i, found in enumerate(groups) if i not in drawn]:
         print(f"warning: fewer than two evaluations, not drawn: {'; '.join(left)}", file=sys.stderr, flush=True)
     shades = dict(zip(drawn, colours([label_of(groups[i]) for i in drawn]), strict=True))
     with picture(out, columns=len(xs), size=(5.2, 3.8)) as axes:
         for place, x in zip([axes] if len(xs) == 1 else axes, xs, strict=True):
-            ends = []
+            ends: list[tuple[float, float, str, str]] = []
             for i in drawn:
                 points = lines[i][x]
                 if not points.x:
                     continue
-                place.plot(points.x, points.y, marker="o", color=shades[i])
+                place.plot(points.x, points.y, marker=MARKERS[len(ends) % len(MARKERS)], color=shades[i])
                 place.fill_between(points.x, points.low, points.high, color=shades[i], alpha=BAND, linewidth=0)
                 ends.append((points.x[-1], points.y[-1], label_of(groups[i]), shades[i]))
             if x == "bytes_sent":
                 log_scale(place)
+            else:
+                place.xaxis.get_major_locator().set_params(integer=True)
             place.set_xlabel(TRAINING[x] + (" (log scale)" if x == "bytes_sent" else ""))
-            place.set_ylabel(words(measure).replace("val ", "validation ", 1))
+            place.set_ylabel(_axis(measure))
             say_how_many(place, [len(drawn_of(groups[i])) for i in drawn])
-            if place is (axes if len(xs) == 1 else axes[-1]):
-                label_ends(place, ends)
+            label_ends(place, ends)
 
 
 def name_of(found: Group) -> str:
@@ -164,57 +170,110 @@ def label_of(found: Group) -> str:
 # ---- a measure against a setting -------------------------------------------------------------------------------------
 
 
-def against(groups: Sequence[Group], measure: str, out: Path, x: str) -> None:
-    """The measure against a setting: a line per group of everything else, with its interval at each point."""
-    lines: dict[tuple[Any, ...], list[Group]] = {}
-    for found in groups:
-        rest = tuple((key, value) for key, value in found.values.items() if key != x)
-        lines.setdefault(rest, []).append(found)
-    names = [label_of(Group(dict(rest), [])) for rest in lines]
-    for found in groups:
-        if len({shown(setting(run, x)) for run in found.runs}) > 1:
-            raise ConfigError(f"x={x}: it differs between the runs of {found.name}, so they have no one place")
-    with picture(out) as axes:
-        values = [setting(run, x) for found in groups for run in found.runs]
-        numeric = all(isinstance(value, int | float) for value in values)
-        ticks: list[Any] = sorted(set(values)) if numeric else list(dict.fromkeys(map(shown, values)))
-        ends = []
-        for name, colour, line in zip(names, colours(names), lines.values(), strict=True):
-            points = _along(line, measure, x, None if numeric else ticks)
-            if not points.x:
-                print(f"warning: no run has finished, not drawn: {name}", file=sys.stderr, flush=True)
-                continue
-            _with_errors(axes, points, colour, line="-" if len(points.x) > 1 else "none")
-            ends.append((points.x[-1], points.y[-1], name if len(lines) > 1 else "", colour))
-        if not ends:
-            raise ConfigError(f"nothing to draw: no run has finished with {measure}")
-        if numeric and len(ticks) > 2 and min(ticks) > 0 and max(ticks) / min(ticks) >= 8:
-            axes.set_xscale("log", base=2)
-            axes.minorticks_off()
-        axes.set_xticks(ticks if numeric else range(len(ticks)), [shown(tick) for tick in ticks])
-        axes.set_xlabel(x)
-        axes.set_ylabel(words(measure).replace("val ", "validation ", 1))
-        say_how_many(axes, sizes(groups, measure))
-        label_ends(axes, ends)
+def lines(groups: Sequence[Group], measure: str, out: Path, x: str, against: str | None = None) -> None:
+    """The measure against a setting: a line per group of everything else, with its interval at each point; beside it,
+    with `against`, the difference to what has KEY=VALUE, paired by seed, with the interval of the difference."""
+    for one in groups:
+        if len({shown(setting(run, x)) for run in one.runs}) > 1:
+            raise ConfigError(f"x={x}: it differs between the runs of {one.name}, so they have no one place")
+    values = [setting(run, x) for found in groups for run in found.runs]
+    numeric = all(isinstance(value, int | float) for value in values)
+    ticks: list[Any] = sorted(set(values)) if numeric else list(dict.fromkeys(map(shown, values)))
+    panels: list[tuple[str, dict[str, Points]]] = [(_axis(measure), _lines(groups, x, ticks, numeric, measure))]
+    if against is not None:
+        differences = _lines(groups, x, ticks, numeric, measure, against)
+        panels.append((f"difference to {_baseline(against)}, seed by seed", differences))
+    if not panels[0][1]:
+        raise ConfigError(f"nothing to draw: no run has finished with {measure}")
+    names = list(dict.fromkeys(name for _, found in panels for name in found))
+    shades, marks = dict(zip(names, colours(names), strict=True)), dict(zip(names, MARKERS * len(names), strict=False))
+    is_log = numeric and len(ticks) > 2 and min(ticks) > 0 and max(ticks) / min(ticks) >= 8
+    with picture(out, columns=len(panels), size=(6.0 if len(panels) == 1 else 5.2, 4.0)) as axes:
+        for place, (label, found) in zip([axes] if len(panels) == 1 else axes, panels, strict=True):
+            ends = []
+            for i, (name, points) in enumerate(found.items()):
+                apart = _apart(points.x, i - (len(found) - 1) / 2, ticks if numeric else range(len(ticks)), log=is_log)
+                style = "-" if len(points.x) > 1 else "none"
+                _with_errors(place, points._replace(x=apart), shades[name], line=style, marker=marks[name])
+                ends.append((apart[-1], points.y[-1], name if len(found) > 1 else "", shades[name]))
+            if is_log:
+                place.set_xscale("log", base=2)
+                place.minorticks_off()
+            place.set_xticks(ticks if numeric else range(len(ticks)), [shown(tick) for tick in ticks])
+            place.set_xlabel(_last(x) + (" (log scale)" if is_log else ""))
+            place.set_ylabel(label)
+            if place is not axes and found is not panels[0][1]:
+                place.axhline(0.0, color=GREY, linestyle=":", linewidth=1)
+            say_how_many(place, sizes(groups, measure))
+            label_ends(place, ends)
 
 
-def _along(line: Sequence[Group], measure: str, x: str, names: Sequence[str] | None) -> Points:
-    found = []
-    for one in line:
-        if not (values := list(one.of(measure).values())):
-            continue
-        place = setting(one.runs[0], x)
-        estimate = _estimate(values)
-        found.append((names.index(shown(place)) if names else place, estimate.mean, estimate.low, estimate.high))
-    return Points(*([point[i] for point in sorted(found)] for i in range(4)))
+def _lines(
+    groups: Sequence[Group], x: str, ticks: Sequence[Any], numeric: bool, measure: str, against: str | None = None
+) -> dict[str, Points]:
+    """Where each line goes, by its name; what has no finished run is left out, with a warning."""
+    found: dict[tuple[Any, ...], list[Group]] = {}
+    for group in groups:
+        rest = tuple((key, value) for key, value in group.values.items() if key != x)
+        found.setdefault(rest, []).append(group)
+    base = baseline_of(groups, against) if against is not None else None
+    drawn = {}
+    for rest, line in found.items():
+        points = []
+        for group in line:
+            values = list(group.of(measure).values())
+            if base is not None:
+                own = base(group)
+                values = [0.0] if own is None and against.startswith(f"{x}=") else _paired(group, own, measure)  # type: ignore[union-attr]
+            if values:
+                where = setting(group.runs[0], x)
+                estimate = _estimate(values, normal=base is not None)
+                place = where if numeric else ticks.index(shown(where))
+                points.append((place, estimate.mean, estimate.low, estimate.high))
+        name = label_of(Group(dict(rest), []))
+        if points:
+            drawn[name] = Points(*([point[i] for point in sorted(points)] for i in range(4)))
+        elif base is None:
+            print(f"warning: no run has finished, not drawn: {name}", file=sys.stderr, flush=True)
+    return drawn
 
 
-def _with_errors(axes: Any, points: Points, colour: str, *, line: str = "none") -> None:
+def _paired(group: Group, base: Group | None, measure: str) -> list[float]:
+    """The differences of the seeds that both have."""
+    if base is None:
+        return []
+    values, bases = group.of(measure), base.of(measure)
+    return [values[seed] - bases[seed] for seed in values if seed in bases]
+
+
+def _apart(x: Sequence[float], place: float, ticks: Sequence[float], *, log: bool) -> list[float]:
+    """A little beside where they are, so that the intervals of several lines do not lie on each other."""
+    if log:
+        return [value * 1.025**place for value in x]
+    gaps = [b - a for a, b in pairwise(ticks)]
+    return [value + 0.02 * place * min(gaps, default=0) for value in x]
+
+
+def _baseline(against: str) -> str:
+    key, _, value = against.partition("=")
+    return f"{_last(key)} {value}" if value.replace(".", "").isdigit() else value
+
+
+def _axis(measure: str) -> str:
+    return words(measure).replace("val ", "validation ", 1)
+
+
+def _last(key: str) -> str:
+    """A key as a person calls it."""
+    return key.rpartition(".")[2].rpartition("/")[2].replace("_", " ")
+
+
+def _with_errors(axes: Any, points: Points, colour: str, *, line: str = "none", marker: str = "o") -> None:
     errors = [
         [y - low for y, low in zip(points.y, points.low, strict=True)],
         [high - y for y, high in zip(points.y, points.high, strict=True)],
     ]
-    axes.errorbar(points.x, points.y, errors, fmt="o", linestyle=line, color=colour, capsize=2.5)
+    axes.errorbar(points.x, points.y, errors, fmt=marker, linestyle=line, color=colour, capsize=2.5)
 
 
 # ---- a frontier ------------------------------------------------------------------------------------------------------
@@ -249,11 +308,11 @@ def frontier(groups: Sequence[Group], measure: str, out: Path, better: str) -> N
             means, low, high = ([getattr(e, which) for e in estimates] for which in ("mean", "low", "high"))
             _with_errors(axes, Points([x for x, _, _ in points], means, low, high), colour)
             for x, estimate, said in points[:-1]:
-                axes.annotate(said, (x, estimate.mean), (4, 4), textcoords="offset points", fontsize=6, color=colour)
+                axes.annotate(said, (x, estimate.mean), (4, 4), textcoords="offset points", fontsize=8, color=colour)
             ends.append((points[-1][0], means[-1], ", ".join(filter(None, (name, points[-1][2]))), colour))
         log_scale(axes)
         axes.set_xlabel("MB sent per worker (log scale)")
-        axes.set_ylabel(words(measure).replace("val ", "validation ", 1))
+        axes.set_ylabel(_axis(measure))
         say_how_many(axes, sizes(groups, measure))
         label_ends(axes, ends)
 
@@ -299,8 +358,8 @@ def heat_map(groups: Sequence[Group], measure: str, out: Path, x: str, y: str, b
         axes.grid(False)
         axes.set_xticks(range(len(columns)), columns)
         axes.set_yticks(range(len(rows)), rows)
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
+        axes.set_xlabel(_last(x))
+        axes.set_ylabel(_last(y))
         for i, row in enumerate(rows):
             for j, column in enumerate(columns):
                 text = _cell(cells.get((column, row)), measure)
@@ -308,7 +367,7 @@ def heat_map(groups: Sequence[Group], measure: str, out: Path, x: str, y: str, b
                 dark = (share > 0.5) == (better == "lower")
                 axes.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
         say_how_many(axes, sizes(list(cells.values()), measure))
-        axes.figure.colorbar(image, ax=axes, label=words(measure).replace("val ", "validation ", 1))
+        axes.figure.colorbar(image, ax=axes, label=_axis(measure))
 
 
 def _sorted(cells: dict[tuple[str, str], Group], key: str) -> list[tuple[str, str]]:

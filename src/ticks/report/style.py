@@ -26,6 +26,7 @@ RC = {
     "grid.alpha": 0.25, "lines.linewidth": 1.6, "lines.markersize": 3.5, "legend.frameon": False, "savefig.dpi": 150,
     "svg.hashsalt": "0", "svg.fonttype": "none",
 }  # fmt: skip
+MARKERS = "osD^vPX*"  # of lines, in their order: told apart in grey, too
 BAND = 0.18  # how dark an interval is
 
 
@@ -49,11 +50,11 @@ def colours(values: Sequence[Any]) -> list[str]:
 
 
 def _of_size(number: int) -> str:
-    """From dark (1) to bright (4096 and more), by its logarithm."""
+    """From dark (1) to bright (512 and more), by its logarithm."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
-    return to_hex(colormaps["viridis"](min(math.log2(number) / 12, 1.0) * 0.9))
+    return to_hex(colormaps["viridis"](min(math.log2(number) / 9, 1.0) * 0.92))
 
 
 def pyplot() -> Any:
@@ -84,7 +85,7 @@ def picture(out: Path, *, rows: int = 1, columns: int = 1, size: tuple[float, fl
                 raise ConfigError(f"out={out}: '{suffix}' is no picture format{did_you_mean(suffix, known)}")
             yield axes
             out.parent.mkdir(parents=True, exist_ok=True)
-            fig.savefig(out, metadata=metadata(suffix))
+            fig.savefig(out, metadata=metadata(suffix) or None)
         finally:
             plt.close(fig)
 

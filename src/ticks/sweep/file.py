@@ -35,6 +35,11 @@ class Sweep:
     def name(self) -> str:
         return self.file.stem
 
+    @property
+    def swept(self) -> list[str]:
+        """The parameters that are not the same in every job."""
+        return [key for key, spec in self.parameters.items() if "value" not in spec]
+
     def job(self, values: dict[str, Any]) -> list[str]:
         """The overrides of a job in which the parameters have these values."""
         return [*self.before, *(f"{key}={written(value)}" for key, value in values.items()), *self.behind]

@@ -65,6 +65,8 @@ class Pool:
     def run(self, jobs: Iterable[Planned], total: int, heard: Heard | None = None) -> None:
         """All of them; `heard` is told of each as it ends, before the next one is asked for."""
         with acting_on_signals(self._came), _bar(total) as bar:
+            at_once = f", {self.at_once} at once" if self.at_once > 1 else ""
+            bar.console.print(f"{total} jobs{at_once}; a line as each of them ends", soft_wrap=True)
             self._go(enumerate(jobs, start=1), total, bar, heard)
             if self._elsewhere and self.asked is None:
                 names = ", ".join(str(number) for number in self._elsewhere)
@@ -108,7 +110,7 @@ class Pool:
                 about = job.about
                 outcome.status, outcome.run_dir = state, str(job.directory)
                 outcome.measured, outcome.better = about.get("measure"), about.get("better")
-                outcome.measure = about.get(f"val_{outcome.measured}")
+                outcome.measure = about.get(f"val_{outcome.measured}") if state == "finished" else None
                 return False
             slot = min(set(range(self.at_once)) - {running.slot for running in self._running})
             again = state == "interrupted"
@@ -143,7 +145,7 @@ class Pool:
         self._running.remove(running)
         outcome = self.outcomes[running.number] = running.started.outcome(self.asked)
         if outcome.status == "failed" and running.job.state == "diverged":
-            outcome.status = "diverged"
+            outcome.status, outcome.measure = "diverged", None
         if running.whole and outcome.status in DONE:
             self._seconds.append(time.monotonic() - running.since)
         running.claim.close()
