@@ -128,7 +128,7 @@ def _shape_of(data: Any, checkpoint: str | None) -> dict[str, Any]:
 
 
 def restored(job: Job) -> Parts:
-    """What a run's newest checkpoint holds, to be used without a trainer, in evaluation. ConfigError if there is none."""
+    """What a run's newest checkpoint holds, to be used without a trainer. ConfigError if there is none."""
     made = parts(OmegaConf.create(job.config), job.choices, job.checkpoint)
     checkpoint = torch.load(str(job.checkpoint), map_location="cpu", weights_only=True)
     try:

@@ -68,10 +68,8 @@ def _compared(found: Tensor, expected: Tensor, place: Path) -> str:
 
 
 def _size(place: Path) -> str:
-    files = [file for file in place.rglob("*") if file.is_file()] if place.is_dir() else [
-        file for file in place.parent.glob(f"{place.name}*")
-    ]  # fmt: skip
-    return f"{place}: {sum(file.stat().st_size for file in files) / 1e6:.1f} MB"
+    files = place.rglob("*") if place.is_dir() else place.parent.glob(f"{place.name}*")
+    return f"{place}: {sum(file.stat().st_size for file in files if file.is_file()) / 1e6:.1f} MB"
 
 
 def _adapter(model: nn.Module, place: Path) -> Iterator[str]:
@@ -83,12 +81,12 @@ def _adapter(model: nn.Module, place: Path) -> Iterator[str]:
 
 def _own_format(model: Any, data: Any, out: Path, x: Tensor, expected: Tensor) -> Iterator[str]:
     """The body as its library writes it, its tokenizer beside it, and the head."""
-    body = getattr(model, "body", None)
+    body: Any = getattr(model, "body", None)
     if not hasattr(body, "save_pretrained"):
         raise CannotExport("only models of transformers have a format of their own to be merged into; format=torch")
     out.mkdir(parents=True, exist_ok=True)
     body.save_pretrained(out)
-    tokenizer = getattr(getattr(data, "tokenizer", None), "_tokenizer", None)
+    tokenizer: Any = getattr(getattr(data, "tokenizer", None), "_tokenizer", None)
     if hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(out)
     from safetensors.torch import save_file
@@ -149,9 +147,7 @@ def _onnx(model: nn.Module, place: Path, x: Tensor, expected: Tensor, *_: Any) -
     yield _size(place)
 
 
-def _int8(
-    model: nn.Module, place: Path, x: Tensor, expected: Tensor, task: Any, data: Any
-) -> Iterator[str]:
+def _int8(model: nn.Module, place: Path, x: Tensor, expected: Tensor, task: Any, data: Any) -> Iterator[str]:
     """Weights of linear maps in 8 bits, activations as they come; and what that costs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

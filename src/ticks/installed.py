@@ -17,7 +17,9 @@ PACKAGE = "package:"
 def folder_of(name: str | None) -> str:
     """What a library can load `name` from. ArgumentError for a package that is not there, or carries no model."""
     if not name:
-        raise ArgumentError("name", name, "is not set: a folder, a name of Hugging Face's, package:NAME or a run of yours")
+        raise ArgumentError(
+            "name", name, "is not set: a folder, a name of Hugging Face's, package:NAME or a run of yours"
+        )
     if not name.startswith(PACKAGE):
         return os.path.expanduser(name)
     package = name.removeprefix(PACKAGE)

@@ -113,7 +113,13 @@ def test_a_text_is_start_and_its_tokens_cut_and_padded() -> None:
 
 def test_the_shape_follows_from_the_texts() -> None:
     data = directions()
-    assert data.shape == {"vocab_size": data.tokenizer.vocab_size, "block_size": 12, "n_classes": 2, "pad_id": PAD}
+    assert data.shape == {
+        "vocab_size": data.tokenizer.vocab_size,
+        "block_size": 12,
+        "n_classes": 2,
+        "pad_id": PAD,
+        "mask_id": None,
+    }
     assert 259 < data.shape["vocab_size"] <= 290
     assert data.step_label() == "4 texts of up to 12 tokens"
     assert directions(vocab_size=None).shape["vocab_size"] == 259

@@ -22,7 +22,15 @@ from ticks.strategy.identity import WrongLauncher, check_numbers
 from ticks.terminal import forgive, lost_output
 
 HELP = ("-h", "--help")
-COMMANDS = ("eval", "export", "fork", "generate", "predict", "report", "sweep")  # modules of this package; their docstrings are the help
+COMMANDS = (
+    "eval",
+    "export",
+    "fork",
+    "generate",
+    "predict",
+    "report",
+    "sweep",
+)  # modules of this package; their docstrings are the help
 
 
 def main() -> None:

@@ -16,7 +16,8 @@ from ticks.arguments import at_least
 from ticks.data.base import StepData, TrainBatches
 from ticks.data.corpus import Corpus
 from ticks.data.encoded import Encoded, encode
-from ticks.data.tokenizers import END, PAD, Bpe, TrainedBpe
+from ticks.data.pretrained_tokenizer import PretrainedTokenizer
+from ticks.data.tokenizers import Bpe, Bytes, TrainedBpe
 
 IGNORE = -100  # targets of padding: not counted in any loss
 
@@ -29,18 +30,20 @@ class ByteData(StepData):
     `block_size` is T; `global_batch_size` counts sequences. Takes what `StepData` takes.
     """
 
-    def __init__(self, *, block_size: int, tokenizer: TrainedBpe | None = None, **arguments: Any) -> None:
+    def __init__(
+        self, *, block_size: int, tokenizer: TrainedBpe | PretrainedTokenizer | None = None, **arguments: Any
+    ) -> None:
         super().__init__(**arguments)
         at_least(1, block_size=block_size)
         self.block_size = block_size
         self.make_tokenizer = tokenizer
         self.corpus: Corpus | None = None
         self._encoded: Encoded | None = None
-        self._tokenizer: Bpe | None = None
+        self._tokenizer: Bytes | None = None
         self.bytes_per_token = 1.0  # the mean over the training split, once that is known
 
     @property
-    def tokenizer(self) -> Bpe | None:
+    def tokenizer(self) -> Bytes | None:
         """None for bytes; else learnt when it is first asked for, if it is not in the cache."""
         if self.make_tokenizer is not None and self._tokenizer is None:
             corpus = self.corpus or self.load()
@@ -65,6 +68,8 @@ class ByteData(StepData):
     def notes(self) -> list[str]:
         if self.make_tokenizer is None or self.tokenizer is None:
             return []
+        if not isinstance(self.make_tokenizer, TrainedBpe):
+            return [f"tokenizer: {self.tokenizer.vocab_size:,} tokens, {self.bytes_per_token:.2f} bytes per token"]
         wish, found = self.make_tokenizer.vocab_size, self.tokenizer.vocab_size
         fewer = f"; the text repeats too little for more than {found:,}" if found < wish else ""
         return [f"tokenizer.vocab_size={wish}: {self.bytes_per_token:.2f} bytes per token{fewer}"]
@@ -106,7 +111,8 @@ class ByteData(StepData):
         """By what a resumed run knows its text again, wherever it lies now, and its tokenizer."""
         known: dict[str, Any] = {"text": self._identity()} if self.corpus is not None else {}
         if self.tokenizer:
-            known |= {"merges": self.tokenizer.merges, "bytes_per_token": self.bytes_per_token}
+            known |= {"bytes_per_token": self.bytes_per_token}
+            known |= {"merges": self.tokenizer.merges} if isinstance(self.tokenizer, Bpe) else {}
         return known
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -163,7 +169,7 @@ class ByteData(StepData):
         """Tokens (T,) as text; bytes that are no UTF-8 become the replacement character."""
         ids = tokens.tolist()
         if self.tokenizer:
-            content = b"".join(b"\0" if i == END else self.tokenizer.bytes_of[i] for i in ids)
+            content = b"".join(b"\0" if i == self.tokenizer.end_id else self.tokenizer.bytes_of[i] for i in ids)
         else:
             content = bytes(ids)
         return content.replace(b"\0", b"\n\n").decode("utf-8", errors="replace")
@@ -222,7 +228,7 @@ class EvalWindows(Dataset):
         first = (index * self.world_size + self.worker) * self.batch_size
         batch = _cut(self.tokens, np.arange(first, first + self.batch_size), self.block_size)
         if self.lengths is not None:
-            batch["n_bytes"] = self.lengths[batch["y"].clamp(min=PAD)].sum(1)  # PAD has none
+            batch["n_bytes"] = (self.lengths[batch["y"].clamp(min=0)] * (batch["y"] >= 0)).sum(1)
         return batch
 
 

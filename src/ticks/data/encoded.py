@@ -14,7 +14,7 @@ import numpy as np
 
 from ticks.data.cache import make_whole
 from ticks.data.corpus import SPLITS, Corpus
-from ticks.data.tokenizers import END, Bytes
+from ticks.data.tokenizers import Bytes
 
 AT_ONCE = 1 << 22  # bytes of text that are encoded at once
 
@@ -45,7 +45,7 @@ def encode(corpus: Corpus, tokenizer: Bytes) -> Encoded:
     make_whole(directory, (), write)
     about = json.loads((directory / "tokens.json").read_text())
     lengths = tokenizer.lengths
-    lengths[END] = 1
+    lengths[tokenizer.end_id] = 1
     return Encoded(directory, about["n_tokens"], about["dtype"], lengths)
 
 
@@ -58,7 +58,9 @@ def _write(corpus: Corpus, split: str, tokenizer: Bytes, path: Path, dtype: str)
     n = 0
     with path.open("wb") as file:
         for documents in in_batches(corpus.texts(split)):
-            flat = np.fromiter(chain.from_iterable((*ids, END) for ids in tokenizer.encode_many(documents)), dtype)
+            flat = np.fromiter(
+                chain.from_iterable((*ids, tokenizer.end_id) for ids in tokenizer.encode_many(documents)), dtype
+            )
             file.write(flat.tobytes())
             n += len(flat)
     return n

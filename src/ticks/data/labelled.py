@@ -24,9 +24,10 @@ class LabelledTexts(MapData):
     """Batches of tokens (B, T) and labels (B,). A text is START and its tokens, cut to `block_size` and padded with PAD
     to the longest of its batch; with the tokenizer of a pretrained model, END comes behind it, as that has learnt.
 
-    `tokenizer` is learnt from the training split, its labels unseen, or a pretrained model's; None: bytes. With `n_per_class` only so many
-    labelled texts of each class are trained on; of one `seed`, fewer are always among more. With `by_length` texts of
-    about the same length share a step, which leaves less padding. Takes what `StepData` takes. ArgumentError for numbers that cannot be.
+    `tokenizer` is learnt from the training split, its labels unseen, or a pretrained model's; None: bytes. With
+    `n_per_class` only so many labelled texts of each class are trained on; of one `seed`, fewer are always among more.
+    With `by_length` texts of about the same length share a step, which leaves less padding. Takes what `StepData`
+    takes. ArgumentError for numbers that cannot be.
     """
 
     samples_are = "texts"
@@ -157,7 +158,7 @@ class LabelledTexts(MapData):
         tokens = Tokens.of(self.tokenizer.encode_many(texts))
         rows, labels = np.arange(len(texts)), np.zeros(len(texts), dtype=np.int64)
         made = TokenTexts(tokens, labels, rows, self.block_size, self.tokenizer)
-        return self.collate([made[i] for i in rows])[0]
+        return self.collate([made[i] for i in range(len(made))])[0]
 
     def recall(self, state_dict: dict[str, Any]) -> None:
         """Take the tokenizer and the classes from what `state_dict` returned in an earlier run."""

@@ -21,11 +21,13 @@ class PretrainedTokenizer:
         self.name = name
 
     def __call__(self, texts: Iterable[Text], *, identity: str) -> Bytes:
-        return _of_a_run(Path(os.path.expanduser(str(self.name)))) if is_run(self.name) else Theirs(self.name)
+        if is_run(self.name):
+            return _of_a_run(Path(os.path.expanduser(str(self.name))))
+        return Theirs(self.name)
 
 
 class Theirs(Bytes):
-    """A tokenizer of transformers'. Its first and last token of a text, and its padding, are those that its model knows.
+    """A tokenizer of transformers'. Its first and last token of a text and its padding are those that its model knows.
 
     ArgumentError if it cannot be loaded.
     """
@@ -75,7 +77,9 @@ class Theirs(Bytes):
             elif all(letter in place for letter in name):
                 found.append(bytes(place[letter] for letter in name))
             else:
-                raise ArgumentError("tokenizer", "pretrained", "takes no bytes for tokens: bits per byte need one that does")
+                raise ArgumentError(
+                    "tokenizer", "pretrained", "takes no bytes for tokens: bits per byte need one that does"
+                )
         return found
 
     def encode_many(self, texts: Iterable[Text]) -> list[list[int]]:
@@ -102,5 +106,7 @@ def _of_a_run(run: Path) -> Bytes:
         (value["merges"] for value in state.values() if isinstance(value, dict) and "merges" in value), None
     )
     if merges is None:
-        raise ArgumentError("name", str(run), "has learnt bytes without a padding token: train it with data/tokenizer=bpe")
+        raise ArgumentError(
+            "name", str(run), "has learnt bytes without a padding token: train it with data/tokenizer=bpe"
+        )
     return Bpe(merges)

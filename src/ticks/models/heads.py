@@ -40,7 +40,12 @@ def last_pool(x_BxTxD: Tensor, present: Tensor | None = None) -> Tensor:
     return x_BxTxD[torch.arange(len(last_B), device=last_B.device), last_B]
 
 
-POOLINGS: dict[str, Callable[..., Tensor]] = {"mean": mean_pool, "max": max_pool, "first": first_pool, "last": last_pool}
+POOLINGS: dict[str, Callable[..., Tensor]] = {
+    "mean": mean_pool,
+    "max": max_pool,
+    "first": first_pool,
+    "last": last_pool,
+}
 
 
 class ClassificationHead(nn.Module):

@@ -40,7 +40,9 @@ class Classification(Task):
         at_least(2, n_classes=n_classes)
         self.regulariser = regulariser
         if regulariser is not None and not hasattr(model, "predict_tokens"):
-            raise ArgumentError("regulariser", type(regulariser).__name__, f"needs tokens: {type(model).__name__} has none")
+            raise ArgumentError(
+                "regulariser", type(regulariser).__name__, f"needs tokens: {type(model).__name__} has none"
+            )
         self.n_classes = n_classes
         self.metrics = nn.ModuleDict({f"{split}_{name}": m for split in ("val", "test") for name, m in self._metrics()})
         self.confusion_CxC: Tensor | None = None  # of the last evaluation: rows are true, columns seen

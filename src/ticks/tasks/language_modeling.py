@@ -19,7 +19,6 @@ from ticks.tasks.metrics import TokenLoss
 from ticks.tasks.predictive_coding import IGNORE, Regulariser
 
 
-
 class LanguageModeling(Task):
     """Train `model`, a module from tokens (B, T) to logits (B, T, V), on batches {"x": (B, T), "y": (B, T)}.
 

