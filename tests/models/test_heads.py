@@ -51,7 +51,7 @@ def test_an_encoder_sees_the_order_and_both_sides(position: str) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"pooling": "sum"}, "pooling='sum' is unknown; known: mean, max, first"),
+        ({"pooling": "sum"}, "pooling='sum' is unknown; known: mean, max, first, last"),
         ({"pad_id": 11}, "pad_id=11 must be a token below vocab_size=11, or null"),
         ({"n_classes": 0}, "n_classes=0 must be at least 1"),
     ],

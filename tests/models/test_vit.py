@@ -117,7 +117,7 @@ def test_one_number_is_both_sides() -> None:
         ({"patch_size": 0}, "patch_size=0 must be at least 1"),
         ({"n_channels": 0}, "n_channels=0 must be at least 1"),
         ({"n_classes": 0}, "n_classes=0 must be at least 1"),
-        ({"pooling": "last"}, "pooling='last' is unknown; known: mean, max, first"),
+        ({"pooling": "sum"}, "pooling='sum' is unknown; known: mean, max, first, last"),
         ({"n_heads": 3}, "n_heads=3 must divide d_model=8"),
     ],
 )

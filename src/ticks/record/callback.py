@@ -70,7 +70,8 @@ class Record(Callback):
         if trainer.is_global_zero and trainer.global_step % self.every_n_steps == 0:
             lr = max((group["lr"] for o in trainer.optimizers for group in o.param_groups), default=0.0)
             loss = {"train/loss": step_loss(trainer, outputs)} if has_loss(outputs) else {}
-            self.write(trainer, loss | {"lr": lr})
+            said = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("train/")}
+            self.write(trainer, said | loss | {"lr": lr})
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._pause()

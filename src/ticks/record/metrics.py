@@ -1,7 +1,8 @@
 """metrics.csv: every run's own record, whatever other logger it has. Read and written without torch.
 
 Each row has `step` (optimizer steps done), `tokens`, `seconds` (training time, evaluation left out), `bytes_sent` (by
-this worker so far) and some of: train/loss (worker 0's own), lr, val/..., tick/....
+this worker so far) and some of: train/loss (worker 0's own, what is minimised),
+train/... (what a task logs of its last step), lr, val/..., tick/....
 """
 
 import csv
