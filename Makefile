@@ -9,7 +9,7 @@ ifneq ($(CONSTRAINTS),$(shell cat .venv/ready 2> /dev/null))
 .PHONY: .venv/ready
 endif
 
-.PHONY: train test setup lint format types bench bench-network golden faults figure quality clean
+.PHONY: train test setup lint format types bench bench-network bench-tuning golden faults figure quality clean
 
 train: .venv/ready ## run the main job; overrides: make train ARGS="model=rms strategy.clock.interval=16"
 	$(BIN)/python train.py model=ln_ticks trainer.devices=4 $(ARGS)
@@ -53,6 +53,9 @@ figure: .venv/ready ## the README's first figure: three real runs (8 minutes on 
 	$(RUN) trainer.val_check_interval=80 name=figure_32 strategy.clock.interval=32
 	$(BIN)/ticks report $$(for name in ddp 8 32; do ls -d logs/runs/*_figure_$$name | tail -1; done) \
 		out=tests/benchmarks/results/loss_against_sent.png
+
+bench-tuning: .venv/ready ## what fine-tuning costs beside all of it and beside LoRA (5 minutes)
+	$(BIN)/python -m tests.benchmarks.tuning $(ARGS)
 
 golden: .venv/ready ## whether any preset computes another number than it did (3 minutes); ARGS=--write: as it is now
 	$(BIN)/python -m tests.golden $(ARGS)

@@ -75,6 +75,17 @@ def test_the_regression_ends_beside_or_at_the_least_squares_solution(capsys: pyt
     assert abs(float(beside) - float(exact)) > 0.01
 
 
+def test_ticks_on_somebody_elses_transformer_do_what_the_example_says(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers")
+    runpy.run_path(str(REPOSITORY / "docs" / "examples" / "ticks_on_bert.py"), run_name="__main__")
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "unchanged: True"
+    assert float(said[1].rpartition(" ")[2]) < 0.5
+    assert said[2:4] == ["read back: True", "mixed is each by itself: True"]
+    assert said[4].startswith("merged: 72 hidden units, difference ")
+    assert float(said[4].rpartition(" ")[2]) < 1e-4
+
+
 PAIRS = (REPOSITORY / "docs" / "sequence_to_sequence.md").read_text()
 
 

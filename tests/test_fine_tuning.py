@@ -32,7 +32,9 @@ def start(bert: Path, *more: str) -> tuple[str, ...]:
 def tuned(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with 2 workers and 50 steps."""
     home = tmp_path_factory.mktemp("tuned")
-    code, output = run_forked(2, home, *start(bert, "trainer.max_steps=50", "trainer.val_check_interval=25"))
+    code, output = run_forked(
+        2, home, *start(bert, "trainer.max_steps=50", "trainer.val_check_interval=25", "gap=true")
+    )
     assert code == 0, output
     return only_run(home)
 
@@ -57,6 +59,13 @@ def test_little_is_kept_and_less_is_sent(tuned: Path, bert: Path) -> None:
         2 * per_tick * ticks, rel=0.35
     )  # and what is measured
     assert not [name for name in checkpoint["state_dict"] if "tasks" not in name and "head" not in name]
+
+
+def test_the_gap_is_between_what_was_learnt_from_and_what_was_not(tuned: Path) -> None:
+    said = about(tuned)
+    assert {"gap_loss", "gap_accuracy", "gap_macro_f1", "gap_calibration_error"} <= said.keys()
+    assert 0 <= said["val_accuracy"] - said["gap_accuracy"] <= 1, "of the training split"
+    assert not [line for line in (tuned / "metrics.csv").read_text().splitlines()[:1] if "test/" in line]
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "diloco strategy.clock.interval=10"])

@@ -254,6 +254,10 @@ def assemble(job: Job, me: Identity, worker_command: list[str]) -> Assembled:
     assert isinstance(trainer.strategy, WorkerStrategy)
     worker_batch_size = _worker_batch_size(made.data, trainer)
     _check_strategy(strategy, trainer, made.task, fitting=fitting)
+    if config.get("gap") and not hasattr(made.data, "split_dataloader"):
+        raise ConfigError(
+            f"gap=true: {type(made.data).__name__} has no split_dataloader to measure the training split with"
+        )
     if me.local_rank == 0:
         _prepare(made.data, ["val", *(["test"] if config.test else [])], trainer.world_size)
     return Assembled(config, made, measures, strategy, record, trainer, worker_batch_size)

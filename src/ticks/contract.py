@@ -8,6 +8,8 @@ Data is a LightningDataModule. It may say
     tokens_per_step         None where there are no tokens
     baselines()             by measure, what a far simpler method reaches: {"accuracy": {"majority": 0.237}}
     notes()                 lines that a person should read before training
+    split_dataloader("train")
+                            what is learnt from as it is measured, each sample once, for gap=true
     recall(state)           take from what state_dict() returned in an earlier run what decides the shape (a tokenizer),
                             before the shape is asked
 

@@ -82,12 +82,13 @@ class Run:
         if last is None or last[0] != trainer.global_step:
             self._measure("val")
         self._refuse_a_lost_model()
+        gaps = self._gaps() if made.config.get("gap") else {}
         tests = self._measure("test") if made.config.test else {}
         if not self.is_zero:
             return None
         self.status = "finished"
         self.checkpoint = relative(final)
-        summary = self.summarise(tests)
+        summary = self.summarise(tests, gaps)
         shown, picture = self._after(self._shown) or (None, None)
         rows = result_rows(
             summary,
@@ -154,6 +155,17 @@ class Run:
             self._refuse_a_measure_that_is_none(found)
         return found
 
+    def _gaps(self) -> dict[str, float]:
+        """By how much each measure of the validation data is above that of what was learnt from."""
+        trainer, data = self.made.trainer, self.made.parts.data
+        loggers, trainer.loggers = trainer.loggers, []  # to which it would be a test
+        try:
+            (results,) = trainer.test(self.made.parts.task, dataloaders=data.split_dataloader("train"), verbose=False)
+        finally:
+            trainer.loggers = loggers
+        learnt, val = contract.evaluated(results, "test"), self._last_val()
+        return {f"gap_{name}": val[name] - value for name, value in learnt.items() if name in val}
+
     def _refuse_a_measure_that_is_none(self, found: Mapping[str, float]) -> None:
         """Refused, on every worker, if a task is judged by what it does not log."""
         if missing := [m.name for m in self.made.measures[:1] if found and m.name not in found]:
@@ -198,7 +210,9 @@ class Run:
 
     # ---- summary
 
-    def summarise(self, tests: Mapping[str, float] | None = None) -> dict[str, Any]:
+    def summarise(
+        self, tests: Mapping[str, float] | None = None, gaps: Mapping[str, float] | None = None
+    ) -> dict[str, Any]:
         """Write summary.json as things stand."""
         made, val = self.made, self._last_val()
         about = {
@@ -213,7 +227,7 @@ class Run:
         tokens = contract.tokens_per_step(made.parts.data)
         about |= done(made.strategy, made.parts.task, seconds=made.record.seconds(), tokens_per_step=tokens)
         about |= judged(made.measures or contract.measures_of(made.parts.task, val), val, tests or {})
-        return file.write(self.run_dir, about)
+        return file.write(self.run_dir, about | dict(gaps or {}))
 
     # ---- evaluate
 

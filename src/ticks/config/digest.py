@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ticks.config.messages import ConfigError
 
 # where a run lies, how it is called and what is shown of it does not make it another experiment
-LATER = ("pretrained", "tuning")  # keys that runs of before do not have: without a value they say nothing
+LATER = ("pretrained", "tuning", "gap")  # keys that runs of before do not have: without a value they say nothing
 NOT_DIGESTED = ("run_dir", "resume", "name", "task.sample_prompt")
 
 
@@ -33,5 +33,5 @@ def digest(config: DictConfig) -> str:
         else:
             OmegaConf.update(neutral, key, None, force_add=True)
     content = {key: value for key, value in plain(neutral).items() if key not in NOT_DIGESTED}
-    content = {key: value for key, value in content.items() if key not in LATER or value is not None}
+    content = {key: value for key, value in content.items() if key not in LATER or value}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

@@ -15,7 +15,7 @@ NEEDED = ("name", "seed", "resume", "test", "run_dir", "parameter_groups", "trai
           "trainer.val_check_interval")  # fmt: skip
 TOP_LEVEL = {
     "name", "seed", "resume", "test", "run_dir", "parameter_groups", "data", "model", "task", "optimizer", "schedule",
-    "strategy", "trainer", "callbacks", "logger", "pretrained", "tuning",
+    "strategy", "trainer", "callbacks", "logger", "pretrained", "tuning", "gap",
 }  # fmt: skip
 EXTENSIBLE = ("trainer.", "callbacks.", "logger.")  # to which experiment and debug files may add
 MOVED = {  # by what they were once called
@@ -63,6 +63,8 @@ def check_values(config: DictConfig) -> None:
         raise ConfigError(f"seed={seed} must be a whole number from 0 to {2**32 - 1}")
     if not isinstance(config.get("test"), bool):
         raise ConfigError(f"test={config.get('test')} must be true or false")
+    if not isinstance(config.get("gap", False), bool):
+        raise ConfigError(f"gap={config.get('gap')} must be true or false")
     if not re.fullmatch(r"[\w.+=,-]+", name := str(config.get("name") or "")):
         raise ConfigError(f"name={name} must be a part of a directory's name: letters, digits and . + = , - _")
     how = (config.get("model") or {}).get("compile", False)

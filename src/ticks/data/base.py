@@ -118,6 +118,10 @@ class StepData(LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self._eval_loader("test")
 
+    def split_dataloader(self, split: str) -> DataLoader:
+        """A whole split as it is measured: "train", "val" or "test"."""
+        return self._eval_loader(split)
+
     def _eval_loader(self, split: str) -> DataLoader:
         assert self.trainer is not None
         return self._loader(self.eval_batches(split, self.trainer.world_size, self.trainer.global_rank))
