@@ -19,7 +19,7 @@ from tests.conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "src" / "ticks"
 NAME = PACKAGE.name
-EVERYBODYS = {"arguments", "similarity"}  # what any room may use: the standard library alone
+EVERYBODYS = {"arguments", "installed", "similarity"}  # what any room may use: the standard library alone
 MAY_KNOW = {  # besides itself
     "data": {"contract"},
     "models": set(),

@@ -1,4 +1,7 @@
-"""A trained model for use elsewhere: written, read again, and compared on real inputs with the one it was made of."""
+"""A trained model for use elsewhere: written, read again, and compared on real inputs with the one it was made of.
+
+Models of transformers need the extra `tuning`, ONNX the extra `export`.
+"""
 
 import copy
 import warnings

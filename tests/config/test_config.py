@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 
 from tests.conftest import REPOSITORY, run_command
+from tests.models.pretrained_made import write_bert, write_llama
 from ticks.assemble import parts
 from ticks.config import (
     ConfigError,
@@ -95,7 +96,18 @@ TOGETHER = (  # data, model and task that belong together, and what can stand in
 )  # fmt: skip
 
 
+PRETRAINED = {  # what goes with each, a model of those that tests make among it
+    "model=pretrained": "data=topics data/tokenizer=pretrained task=classification pretrained=BERT",
+    "data/tokenizer=pretrained": "data=topics model=pretrained task=classification pretrained=BERT",
+    "tuning=head": "data=digits model=vit task=classification",
+    "model=pretrained_lm": "data/tokenizer=pretrained pretrained=LLAMA",
+    "experiment=finetune_bbc": "pretrained=BERT",
+}
+
+
 def with_what_belongs_to_it(choice: list[str]) -> list[str]:
+    if choice and choice[0] in PRETRAINED:
+        return PRETRAINED[choice[0]].split() + choice
     group, _, name = choice[0].partition("=") if choice else ("", "", "")
     for kind in TOGETHER:
         if f"{group}={name}" in kind or f"{group}=" in kind:
@@ -114,7 +126,10 @@ def test_every_yaml_builds_what_it_describes(
     of_data = next((override for override in overrides if override.startswith("data=")), "")
     overrides += [f"data.path={files[of_data]}"] if of_data in files else []
     overrides += ["data.text=text", "data.label=label"] if of_data == "data=table" else []
-    own_sizes = "model=mlp" in overrides or "model=vit" in overrides
+    for name, write in (("BERT", write_bert), ("LLAMA", write_llama)):
+        if f"pretrained={name}" in overrides:
+            overrides[overrides.index(f"pretrained={name}")] = f"pretrained={write(tmp_path / name)}"
+    own_sizes = any(f"model={name}" in overrides for name in ("mlp", "vit", "pretrained", "pretrained_lm"))
     own_sizes = own_sizes or any(o.startswith(("experiment", "debug")) for o in choice)
     tiny = ["trainer.devices=1"] if own_sizes else [*TINY]
     monkeypatch.chdir(tmp_path)

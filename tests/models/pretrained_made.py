@@ -17,7 +17,7 @@ def write_bert(folder: Path, *, hidden: int = 16, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     config = transformers.BertConfig(
         vocab_size=size, hidden_size=hidden, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
-        max_position_embeddings=32,
+        max_position_embeddings=256,
     )  # fmt: skip
     transformers.BertModel(config).save_pretrained(folder)
     return folder

@@ -124,8 +124,8 @@ def test_what_cannot_be_loaded_is_named(bert: str, tmp_path: Path) -> None:
             classifier(name)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match=r"knows 26 tokens, the data have 300: .*data/tokenizer=pretrained"):
         PretrainedClassifier(bert, vocab_size=300, n_classes=2)
-    with pytest.raises(ArgumentError, match="reads 32 tokens, the data have texts of up to 64"):
-        PretrainedClassifier(bert, vocab_size=26, n_classes=2, block_size=64)
+    with pytest.raises(ArgumentError, match="reads 256 tokens, the data have texts of up to 257"):
+        PretrainedClassifier(bert, vocab_size=26, n_classes=2, block_size=257)
     with pytest.raises(ArgumentError, match="are no linear maps; there are body"):
         tuning.lora(classifier(bert), targets=["nothing"])
     with pytest.raises(ArgumentError, match="has no head: nothing would train"):

@@ -144,7 +144,7 @@ def _own(model: nn.Module, task: str) -> tuple[dict[str, Tensor], dict[str, Any]
         about: dict[str, Any] = {"tensors": [name for name, _ in part.named_parameters()]}
         if isinstance(module, Beside):
             assert isinstance(part, Ticks)
-            about |= {"kind": "ticks", "width": part.width, "scale": part.scale, "dropout": part.dropout.p,
+            about |= {"kind": "beside", "width": part.width, "scale": part.scale, "dropout": part.dropout.p,
                       "bias": part.down.bias is not None, "activation": module.activation}  # fmt: skip
         elif isinstance(module, TaskNorm):
             about |= {"kind": "norm"}
@@ -168,7 +168,7 @@ def _without(tensors: dict[str, Tensor], names: Any) -> dict[str, Tensor]:
 
 def _build(model: nn.Module, layout: Mapping[str, Any], task: str, families: tuple[Family, ...]) -> None:
     """Components as they were when they were saved, with initial values."""
-    ticks = {place: about for place, about in layout.items() if about.get("kind") == "ticks"}
+    ticks = {place: about for place, about in layout.items() if about.get("kind") == "beside"}
     if ticks:
         names = {module: name for name, module in model.named_modules()}
         places = [f"{names[ffn.down]}.ticks" for ffn in find_ffns(model, families)]
