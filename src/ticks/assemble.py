@@ -97,7 +97,9 @@ def parts(config: DictConfig, choices: Mapping[str, str], checkpoint: str | None
     if uses_model:
         offers = shape | {"load": trained_model}
         made["model"] = build(config.model, "model", **offered(config.model, "model", offers, source))
-        _tune(made["model"], config.get("tuning"))
+        for name, node in (config.get("changes") or {}).items():
+            _change(made["model"], node, f"changes.{name}")
+        _change(made["model"], config.get("tuning"), "tuning")
         _compile(made["model"], config.model.get("compile", False))
     how = {"optimizer": build(config.optimizer, "optimizer"), "schedule": build(config.schedule, "schedule")}
     how["parameter_groups"] = _rules(config.parameter_groups)
@@ -151,13 +153,13 @@ def trained_model(run_dir: str) -> torch.nn.Module:
     return task.model.train()
 
 
-def _tune(model: torch.nn.Module, how: DictConfig | None) -> None:
-    """Change the model in place, and freeze what does not train. ConfigError for what cannot be."""
+def _change(model: torch.nn.Module, how: DictConfig | None, path: str) -> None:
+    """Change the model in place. ConfigError for what cannot be."""
     if how is not None:
         try:
-            build(how, "tuning")(model)
+            build(how, path)(model)
         except (ValueError, ImportError) as error:
-            raise ConfigError(under("tuning", error)) from None
+            raise ConfigError(under(path, error)) from None
 
 
 def _compile(model: torch.nn.Module, how: bool | str) -> None:

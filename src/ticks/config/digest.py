@@ -10,7 +10,12 @@ from omegaconf.errors import OmegaConfBaseException
 from ticks.config.messages import ConfigError
 
 # where a run lies, how it is called and what is shown of it does not make it another experiment
-LATER = ("pretrained", "tuning", "gap")  # keys that runs of before do not have: without a value they say nothing
+LATER = (
+    "pretrained",
+    "tuning",
+    "gap",
+    "changes",
+)  # keys that runs of before do not have: without a value they say nothing
 NOT_DIGESTED = ("run_dir", "resume", "name", "task.sample_prompt")
 
 

@@ -15,7 +15,7 @@ NEEDED = ("name", "seed", "resume", "test", "run_dir", "parameter_groups", "trai
           "trainer.val_check_interval")  # fmt: skip
 TOP_LEVEL = {
     "name", "seed", "resume", "test", "run_dir", "parameter_groups", "data", "model", "task", "optimizer", "schedule",
-    "strategy", "trainer", "callbacks", "logger", "pretrained", "tuning", "gap",
+    "strategy", "trainer", "callbacks", "logger", "pretrained", "tuning", "gap", "changes",
 }  # fmt: skip
 EXTENSIBLE = ("trainer.", "callbacks.", "logger.")  # to which experiment and debug files may add
 MOVED = {  # by what they were once called

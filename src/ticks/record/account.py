@@ -61,6 +61,7 @@ def done(strategy: Any, task: LightningModule, *, seconds: float, tokens_per_ste
         "world_size": strategy.world_size,
         "n_params": sum(p.numel() for p in task.parameters()),
         "n_trainable": sum(p.numel() for p in task.parameters() if p.requires_grad),
+        "n_nonzero": sum(int(torch.count_nonzero(p.detach())) for p in task.parameters()),
         "steps": steps,
         "ticks": ledger.ticks,
         "tokens": None if tokens_per_step is None else steps * tokens_per_step,

@@ -13,6 +13,7 @@ from ticks.models.changes.beside import attach_ticks
 from ticks.models.changes.families import FAMILIES, Family, find_ffns
 from ticks.models.changes.frozen import base, digest, frozen, train_only
 from ticks.models.changes.merge import CannotMerge, merge, unmerge
+from ticks.models.changes.prune import n_nonzero, prune
 from ticks.models.changes.task_norm import task_norms
 from ticks.models.changes.tasks import parameters_of, set_task, task_set, tasks_of
 
@@ -28,7 +29,9 @@ __all__ = [
     "frozen",
     "load_adapter",
     "merge",
+    "n_nonzero",
     "parameters_of",
+    "prune",
     "remove_task",
     "save_adapter",
     "set_task",
