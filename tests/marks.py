@@ -1,8 +1,9 @@
 """The marker `workers`: tests that start worker processes or a whole command line. The others are the quick part.
 
 It is put on by what a test uses: whoever comes to a starter, through fixtures and the functions and classes of tests,
-has it. Where that cannot be seen, and where an interpreter that imports torch is started, a test says so itself:
-`@pytest.mark.workers`. One that does not, and starts them nevertheless, fails.
+has it. Where that cannot be seen, where an interpreter that imports torch is started, and where something takes
+seconds, a corpus to prepare or a repository to copy, a test says so itself: `@pytest.mark.workers`. One that does not,
+and starts them nevertheless, fails.
 """
 
 import dis

@@ -111,6 +111,7 @@ def test_the_pages_sweep_is_one_whose_jobs_compose(tmp_path: Path, monkeypatch: 
     assert len(planned(sweep, sweep.grid(), ["trainer.max_steps=100", "logger=csv"], tmp_path)) == 6
 
 
+@pytest.mark.workers  # no worker, but seconds
 def test_the_commands_about_sweeps_are_understood(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.chdir(REPOSITORY)
     text = SWEEPS.replace("\\\n", " ")

@@ -80,6 +80,7 @@ def test_a_network_that_cannot_be_built_is_taken_down_again(tmp_path: Path) -> N
     assert list((tmp_path / "namespaces").iterdir()) == []
 
 
+@pytest.mark.workers  # it may come to import torch before it is stopped
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_network_is_taken_down_when_a_run_is_stopped(tmp_path: Path, stop: signal.Signals, code: int) -> None:
     ran = start(fake_commands(tmp_path, refused=6), user=0, stop=stop)

@@ -274,7 +274,7 @@ def all_finished(outcomes: Iterable[Outcome]) -> bool:
     return all(outcome.status in ("finished", "not started") for outcome in outcomes)
 
 
-def show(outcomes: dict[int, Outcome], *, program: Path = Path("train.py"), again: str | None = None) -> None:
+def show(outcomes: dict[int, Outcome], *, again: str | None = None) -> None:
     """Print what became of the jobs, by their numbers: a table, then a line for each that did not finish. Of a sweep,
     which goes on by typing `again`, runs are called by what was swept, so that a line per job is enough.
     """
@@ -311,7 +311,7 @@ def show(outcomes: dict[int, Outcome], *, program: Path = Path("train.py"), agai
         if job.status in ("failed", "diverged") and job.message:
             console.print(f"job {number} {job.status}: {job.message}", soft_wrap=True)
         if job.status == "stopped" and job.run_dir and again is None:
-            resume = shlex.join([_shown(str(program)), f"resume={_shown(job.run_dir)}"])
+            resume = shlex.join(["train.py", f"resume={_shown(job.run_dir)}"])
             console.print(f"job {number} was stopped; go on with it: python {resume}", soft_wrap=True)
     left = [str(number) for number, job in outcomes.items() if job.status == "not started"]
     if left and again is None:

@@ -146,6 +146,7 @@ def test_a_part_of_its_own_suite_passes(forked: tuple[Path, str], tmp_path: Path
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.workers  # no worker, but seconds
 def test_its_own_fork_is_what_a_fork_from_here_is(forked: tuple[Path, str], tmp_path: Path) -> None:
     done = run_in(forked[0], tmp_path, "-m", NEW, "fork", str(tmp_path / "second"), f"name={OTHER}")
     assert done.returncode == 0, done.stderr

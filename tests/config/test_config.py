@@ -103,6 +103,10 @@ PRETRAINED = {  # what goes with each, a model of those that tests make among it
     "model=pretrained_lm": "data/tokenizer=pretrained pretrained=LLAMA",
     "experiment=finetune_bbc": "pretrained=BERT",
 }
+LARGE = {  # data that take seconds to prepare
+    "data=bible", "data=cmudict", "data=topics", "data/tokenizer=bpe", "experiment=verses", "experiment=g2p",
+    "experiment=topics",
+}  # fmt: skip
 
 
 def with_what_belongs_to_it(choice: list[str]) -> list[str]:
@@ -118,7 +122,11 @@ def with_what_belongs_to_it(choice: list[str]) -> list[str]:
 # ---- every file ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("choice", choices(), ids=lambda choice: choice[0] if choice else "train.yaml")
+@pytest.mark.parametrize(
+    "choice",
+    [pytest.param(choice, marks=pytest.mark.workers if {*choice} & LARGE else ()) for choice in choices()],
+    ids=lambda choice: choice[0] if choice else "train.yaml",
+)
 def test_every_yaml_builds_what_it_describes(
     choice: list[str], files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

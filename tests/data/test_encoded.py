@@ -289,6 +289,7 @@ def test_a_mistake_is_one_line(trained: tuple[Path, str], arguments: list[str], 
     assert len(output.splitlines()) == 1
 
 
+@pytest.mark.workers  # no worker, but seconds
 def test_the_articles_take_fewer_tokens_than_bytes() -> None:
     data = BBCNews(block_size=64, global_batch_size=8, tokenizer=TrainedBpe(vocab_size=2048))
     data.prepare_data()

@@ -13,7 +13,7 @@ from matplotlib.testing.compare import compare_images
 
 from tests.report.made import grid, run
 from ticks.config import ConfigError
-from ticks.report.figures import _lines, curve, draw, pareto
+from ticks.report.figures import _differences, curve, draw, pareto
 from ticks.report.groups import group
 from ticks.report.runs import load_runs
 from ticks.report.style import colours, command
@@ -81,12 +81,16 @@ def test_beside_the_lines_are_the_differences_by_seed(tmp_path: Path) -> None:
     interval, against = ["strategy.clock.interval"], "strategy.clock.interval=1"
     draw(groups, MEASURE, out, x=interval, against=against)
     assert compare_images(str(STORED / "differences.png"), str(out), tol=8) is None
-    found = _lines(groups, interval[0], [1, 16], True, MEASURE, against)
-    means = _lines(groups, interval[0], [1, 16], True, MEASURE)
-    assert list(found) == ["ln", "rms"]
-    assert found["ln"].x == [1, 16]
-    assert found["ln"].y == pytest.approx([0.0, 0.1 + 0.002 / 3], abs=1e-6)
-    assert found["ln"].high[1] - found["ln"].y[1] < 0.2 * (means["ln"].high[1] - means["ln"].y[1])
+    found = {one.name: _differences(groups, MEASURE, against)[id(one)] for one in groups}
+    assert found["model=ln, strategy.clock.interval=1"] == ((0.0, 0.0, 0.0), 0)
+    (mean, _, high), n = found["model=ln, strategy.clock.interval=16"]
+    assert (mean, n) == (pytest.approx(0.1 + 0.002 / 3, abs=1e-6), 3)
+    assert high - mean < 0.2 * 0.025  # of the mean's own interval
+    alone = [one for one in groups if one.name != "model=rms, strategy.clock.interval=1"]
+    kept = _differences(alone, MEASURE, against)
+    assert [one.name for one in alone if id(one) not in kept] == ["model=rms, strategy.clock.interval=16"], (
+        "what has nothing to be compared with is no 0"
+    )
     with pytest.raises(ConfigError, match="against=model=x: no group has it; model is ln, rms"):
         draw(groups, MEASURE, out, x=interval, against="model=x")
 

@@ -59,6 +59,9 @@ def test_jobs_of_a_sweep_that_came_to_no_run_are_said(tmp_path: Path, capsys: py
     for name in ("lr-0.1_abc", "lr-0.2_def"):
         (tmp_path / f"{name}.txt").write_text("what the job said")
     run(tmp_path / "lr-0.1_abc")
+    load_runs([tmp_path])
+    assert capsys.readouterr().err == "", "texts in a folder that is no sweep's are none of its jobs"
+    (tmp_path / ".claims").mkdir()
     assert len(load_runs([tmp_path])) == 1
     assert "1 job(s) of a sweep have no run, what they said is in " in (said := capsys.readouterr().err)
     assert "lr-0.2_def.txt" in said

@@ -38,6 +38,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.workers  # no worker, but seconds
 @every_sweep
 def test_every_combination_composes_and_says_what_it_changes(file: Path) -> None:
     sweep, jobs = read(file), combinations(file)

@@ -1,6 +1,7 @@
 """Jobs side by side: each exactly once, whatever ends before its time."""
 
 import os
+import re
 import shlex
 import signal
 import time
@@ -81,11 +82,13 @@ def test_a_failed_job_ends_nothing_but_itself_and_what_is_done_is_skipped(home: 
     assert "Traceback" not in output
     assert len(lines(home / "begun")) == 4
     folder = home / "logs" / "sweeps" / "grid"
-    (said,) = folder.glob("b-4_*.txt")
-    assert "['b=4', 'c=5', 'run_dir=logs/sweeps/grid/b-4_" in said.read_text()
+    (text,) = folder.glob("b-4_*.txt")
+    assert "['b=4', 'c=5', 'run_dir=logs/sweeps/grid/b-4_" in text.read_text()
     code, again = sweep(home, "1, fail, nan, 4", "c=5")
     assert code == 1  # one has diverged, and would again
     assert [row[2] for row in rows(again)] == ["finished", "finished", "diverged", "finished"]
+    for said in (output, again):
+        assert re.search(r"3 +b=nan +diverged +- ", said), "what a diverged job came to is nothing"
     begun = lines(home / "begun")
     assert len(begun) == 5  # the failed one alone, from where it was
     assert begun[-1].startswith("b-fail_")

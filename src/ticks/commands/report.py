@@ -37,8 +37,8 @@ TABLES = (".md", ".tex")
 
 
 def main(arguments: list[str]) -> None:
-    from ticks.report.figures import TRAINING
-    from ticks.report.groups import group, known
+    from ticks.report.figures import check_x
+    from ticks.report.groups import group
     from ticks.report.tables import table_of, table_of_changes
 
     options, places = read_options(arguments)
@@ -52,9 +52,7 @@ def main(arguments: list[str]) -> None:
         raise ConfigError(f"against={options['against'][2]}: there can be two against, no more")
     groups = group(runs, keys, [said.partition("=")[0] for said in options["against"]])
     x = [key for entry in options["x"] for key in entry.split(",")]
-    for key in x:
-        if key not in TRAINING:
-            known(key, runs)
+    check_x(x, runs)
     if x and not any(kind_of(Path(out)) == "figure" for out in options["out"]):
         raise ConfigError(f"x={','.join(x)}: give out=FIGURE.png as well, where it is to be drawn")
     table = table_of(groups, measure, against=next(iter(options["against"]), None))

@@ -120,7 +120,7 @@ def _run(
         pool.run(jobs, total, heard)
     finally:
         unstarted = {number: Outcome(list(job.overrides)) for number, job in enumerate(known, start=1)}
-        show(unstarted | pool.outcomes, program=sweep.program, again=again)
+        show(unstarted | pool.outcomes, again=again)
         if pool.outcomes:
             print(f"what jobs print is in {folder}/*.txt; next: ticks report {folder}", flush=True)
     if pool.asked is not None:

@@ -41,19 +41,23 @@ def draw(
     ConfigError for what cannot be drawn.
     """
     pyplot()
-    runs = [run for found in groups for run in found.runs]
-    for key in x:
-        if key not in TRAINING:
-            known(key, runs)
+    check_x(x, [run for found in groups for run in found.runs])
     if not x or (len(x) == 1 and x[0] in TRAINING):
         curves(groups, measure, out, list(x) or ["bytes_sent", "step"])
     elif len(x) == 1 and x[0] == SENT:
         frontier(groups, measure, out, better)
     elif len(x) == 1:
         lines(groups, measure, out, x[0], against)
-    elif len(x) == 2:
-        heat_map(groups, measure, out, x[0], x[1], better)
     else:
+        heat_map(groups, measure, out, x[0], x[1], better)
+
+
+def check_x(x: Sequence[str], runs: Sequence[Run]) -> None:
+    """ConfigError for what no figure of these runs can have as its x."""
+    for key in x:
+        if key not in TRAINING:
+            known(key, runs)
+    if len(x) > 2:
         raise ConfigError(f"x={','.join(x)}: one key, or two for a heat map")
 
 
@@ -111,11 +115,11 @@ class Single(NamedTuple):
     high: float
 
 
-def _estimate(values: Sequence[float], *, normal: bool = False) -> Any:
+def _estimate(values: Sequence[float]) -> Any:
     """With an interval, or of no width where one value has none."""
     if len(values) == 1:
         return Single(values[0], values[0], values[0])
-    return statistics().estimate(values, normal=normal)
+    return statistics().estimate(values)
 
 
 def curves(groups: Sequence[Group], measure: str, out: Path, xs: Sequence[str]) -> None:
@@ -179,17 +183,23 @@ def lines(groups: Sequence[Group], measure: str, out: Path, x: str, against: str
     values = [setting(run, x) for found in groups for run in found.runs]
     numeric = all(isinstance(value, int | float) for value in values)
     ticks: list[Any] = sorted(set(values)) if numeric else list(dict.fromkeys(map(shown, values)))
-    panels: list[tuple[str, dict[str, Points]]] = [(_axis(measure), _lines(groups, x, ticks, numeric, measure))]
+    means = {id(group): _estimate(list(of.values())) for group in groups if (of := group.of(measure))}
+    panels = [(_axis(measure), _lines(groups, x, ticks, numeric, means), sizes(groups, measure))]
     if against is not None:
-        differences = _lines(groups, x, ticks, numeric, measure, against)
-        panels.append((f"difference to {_baseline(against)}, seed by seed", differences))
-    if not panels[0][1]:
+        differences = _differences(groups, measure, against)
+        title = f"difference to {_baseline(against)}, seed by seed"
+        pairs = [n for _, n in differences.values() if n]
+        drawn = {group: single for group, (single, _) in differences.items()}
+        panels += [(title, _lines(groups, x, ticks, numeric, drawn), pairs)] if pairs else []
+    if not means:
         raise ConfigError(f"nothing to draw: no run has finished with {measure}")
-    names = list(dict.fromkeys(name for _, found in panels for name in found))
+    names = list(panels[0][1])
+    for lost in [label_of(group) for group in groups if id(group) not in means]:
+        print(f"warning: no run has finished, not drawn: {lost}", file=sys.stderr, flush=True)
     shades, marks = dict(zip(names, colours(names), strict=True)), dict(zip(names, MARKERS * len(names), strict=False))
     is_log = numeric and len(ticks) > 2 and min(ticks) > 0 and max(ticks) / min(ticks) >= 8
     with picture(out, columns=len(panels), size=(6.0 if len(panels) == 1 else 5.2, 4.0)) as axes:
-        for place, (label, found) in zip([axes] if len(panels) == 1 else axes, panels, strict=True):
+        for place, (label, found, of_runs) in zip([axes] if len(panels) == 1 else axes, panels, strict=True):
             ends = []
             for i, (name, points) in enumerate(found.items()):
                 apart = _apart(points.x, i - (len(found) - 1) / 2, ticks if numeric else range(len(ticks)), log=is_log)
@@ -202,48 +212,41 @@ def lines(groups: Sequence[Group], measure: str, out: Path, x: str, against: str
             place.set_xticks(ticks if numeric else range(len(ticks)), [shown(tick) for tick in ticks])
             place.set_xlabel(_last(x) + (" (log scale)" if is_log else ""))
             place.set_ylabel(label)
-            if place is not axes and found is not panels[0][1]:
+            if found is not panels[0][1]:
                 place.axhline(0.0, color=GREY, linestyle=":", linewidth=1)
-            say_how_many(place, sizes(groups, measure))
+            say_how_many(place, of_runs)
             label_ends(place, ends)
 
 
 def _lines(
-    groups: Sequence[Group], x: str, ticks: Sequence[Any], numeric: bool, measure: str, against: str | None = None
+    groups: Sequence[Group], x: str, ticks: Sequence[Any], numeric: bool, drawn: dict[int, Any]
 ) -> dict[str, Points]:
-    """Where each line goes, by its name; what has no finished run is left out, with a warning."""
-    found: dict[tuple[Any, ...], list[Group]] = {}
+    """Where each line goes, by its name: a line is of groups that differ in x alone, and goes through those `drawn`."""
+    found: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
     for group in groups:
-        rest = tuple((key, value) for key, value in group.values.items() if key != x)
-        found.setdefault(rest, []).append(group)
-    base = baseline_of(groups, against) if against is not None else None
-    drawn = {}
-    for rest, line in found.items():
-        points = []
-        for group in line:
-            values = list(group.of(measure).values())
-            if base is not None:
-                own = base(group)
-                values = [0.0] if own is None and against.startswith(f"{x}=") else _paired(group, own, measure)  # type: ignore[union-attr]
-            if values:
-                where = setting(group.runs[0], x)
-                estimate = _estimate(values, normal=base is not None)
-                place = where if numeric else ticks.index(shown(where))
-                points.append((place, estimate.mean, estimate.low, estimate.high))
-        name = label_of(Group(dict(rest), []))
-        if points:
-            drawn[name] = Points(*([point[i] for point in sorted(points)] for i in range(4)))
-        elif base is None:
-            print(f"warning: no run has finished, not drawn: {name}", file=sys.stderr, flush=True)
-    return drawn
+        if id(group) in drawn:
+            where, estimate = setting(group.runs[0], x), drawn[id(group)]
+            point = where if numeric else ticks.index(shown(where)), estimate.mean, estimate.low, estimate.high
+            rest = tuple((key, value) for key, value in group.values.items() if key != x)
+            found.setdefault(rest, []).append(point)
+    return {
+        label_of(Group(dict(rest), [])): Points(*([point[i] for point in sorted(points)] for i in range(4)))
+        for rest, points in found.items()
+    }
 
 
-def _paired(group: Group, base: Group | None, measure: str) -> list[float]:
-    """The differences of the seeds that both have."""
-    if base is None:
-        return []
-    values, bases = group.of(measure), base.of(measure)
-    return [values[seed] - bases[seed] for seed in values if seed in bases]
+def _differences(groups: Sequence[Group], measure: str, against: str) -> dict[int, tuple[Single, int]]:
+    """By group, the mean difference to its baseline with its interval, and of how many pairs it is; of a baseline
+    itself nothing, 0 pairs."""
+    base_of, found = baseline_of(groups, against), {}
+    for group in groups:
+        base = base_of(group)
+        if base is None or (one := statistics().paired(group.of(measure), base.of(measure))) is None:
+            continue  # a baseline, or one that has none
+        mean, half = one.estimate.mean, one.estimate.half or 0.0
+        found[id(group)] = Single(mean, mean - half, mean + half), one.estimate.n
+        found[id(base)] = Single(0.0, 0.0, 0.0), 0
+    return found
 
 
 def _apart(x: Sequence[float], place: float, ticks: Sequence[float], *, log: bool) -> list[float]:

@@ -64,9 +64,8 @@ def load_runs(directories: Sequence[Path]) -> list[Run]:
             skipped.append(f"no run in '{directory}', which does not exist")
         elif not found:
             skipped.append(f"no run in '{directory}': no summary.json there or below it")
-        if lost := [
-            text for text in sorted(directory.glob("*.txt")) if not (text.with_suffix("") / "summary.json").exists()
-        ]:
+        said = sorted(directory.glob("*.txt")) if (directory / ".claims").is_dir() else []  # it is a sweep's folder
+        if lost := [text for text in said if not (text.with_suffix("") / "summary.json").exists()]:
             names = ", ".join(map(str, lost[:3])) + (", ..." if len(lost) > 3 else "")
             skipped.append(f"{len(lost)} job(s) of a sweep have no run, what they said is in {names}")
         for file in found:

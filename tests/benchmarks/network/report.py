@@ -314,10 +314,13 @@ def draw_speeds(rows: Sequence[Row], file: Path) -> Path:
     with picture(file, columns=len(models), size=(5.2, 4.2)) as axes:
         for panel, model in zip([axes] if len(models) == 1 else axes, models, strict=True):
             own, ends = [row for row in shown if row.model == model], []
-            for place, label in enumerate(dict.fromkeys(row.label for row in own)):
+            of_model = dict.fromkeys(row.label for row in own)
+            for place, label in enumerate(of_model):
                 line = sorted((row for row in own if row.label == label), key=lambda row: row.rate)
                 shares = [estimate(row.shares) for row in line]
-                x = [row.rate * APART ** (place - 4) for row in line]  # intervals beside each other
+                x = [
+                    row.rate * APART ** (place - (len(of_model) - 1) / 2) for row in line
+                ]  # intervals beside each other
                 y = [share.mean for share in shares]
                 style = "o-" if line[0].booked else "x--"
                 panel.errorbar(x, y, [share.half or 0.0 for share in shares], fmt=style, color=colour[label], capsize=2)
