@@ -145,6 +145,34 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
     assert "is not the base that this run was trained on" in output
 
 
+def test_a_model_of_our_own_reads_the_articles_and_then_learns_their_topics(tmp_path: Path) -> None:
+    (first := tmp_path / "read").mkdir()
+    (second := tmp_path / "tune").mkdir()
+    code, output = run_forked(
+        2, first, "experiment=pretrain_bbc", "debug=fast", "data.block_size=32", "test=false", "task.sample_bytes=0"
+    )
+    assert code == 0, output
+    read = only_run(first)
+    code, output = run_forked(
+        2, second, "experiment=finetune_bbc", f"pretrained={read}", "tuning.width=2", "data.n_per_class=4",
+        "data.global_batch_size=4", "data.eval_batch_size=8", "data.block_size=32", "trainer.limit_val_batches=2",
+        "trainer.max_steps=20", "test=false", "task/regulariser=predictive_coding",
+    )  # fmt: skip
+    assert code == 0, output
+    run = only_run(second)
+    kept = torch.load(run / "checkpoints" / "final.ckpt", weights_only=True)["base"]
+    assert kept["source"] == str(read)
+    was = {name.replace("model.", "model.body.", 1): value for name, value in learnt(read).items()}
+    assert digest({name: was[name] for name in kept["names"]}) == kept["digest"]
+    for format, place in (("torch", "model.pt2"), ("adapter", "adapter.safetensors")):
+        code, output = run_command(tmp_path, "export", f"run={run}", f"format={format}", program="ticks")
+        assert code == 0, output
+        assert (run / "export" / place).is_file()
+    code, output = run_command(tmp_path, "predict", f"run={run}", "text=Shares fell", program="ticks")
+    assert code == 0, output
+    assert json.loads(output.splitlines()[-1])["text"] == "Shares fell"
+
+
 def test_a_decoder_goes_on_with_ticks(tmp_path: Path) -> None:
     llama = write_llama(tmp_path / "llama")
     code, output = run_command(

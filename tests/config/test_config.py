@@ -201,8 +201,8 @@ def test_a_seed_of_zero_is_respected() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["seeed=1"], "unknown key 'seeed' (value 1); did you mean 'seed'? valid: callbacks, data"),
-        (["+foo=1"], "unknown key 'foo'; valid: callbacks, data"),
+        (["seeed=1"], "unknown key 'seeed' (value 1); did you mean 'seed'? valid: callbacks, changes, data"),
+        (["+foo=1"], "unknown key 'foo'; valid: callbacks, changes, data"),
         (["+seeed=1"], "unknown key 'seeed'; did you mean 'seed'?"),
         (["++seeed=1"], "unknown key 'seeed'; did you mean 'seed'?"),
         (["~seeed"], "~seeed: there is no such key, or it is null already"),

@@ -28,7 +28,7 @@ WORDS_OF_PAIRS = ("model=encoder_decoder", "task=sequence_to_sequence", "data.ta
 VERSES = ("experiment=verses", "data.source_tokens=bpe", "data.target_tokens=bpe", "data.shared_vocabulary=true",
           "data.vocab_size=300", "data.source_length=40", "data.target_length=40", *PAIRS)  # fmt: skip
 TOPICS = ("experiment=topics", "debug=fast", "model.n_layers=2", "model.dropout=0.1", *QUIET)
-OF_OTHER_DATA = ("mlp", "vit", "encoder", "encoder_decoder")  # models with cases of their own
+OF_OTHER_DATA = ("mlp", "vit", "encoder", "encoder_decoder", "pretrained", "pretrained_lm")  # with cases of their own
 LOSSES = ("train/loss", "val/loss")
 TOLERANCE = 2e-3  # relative, on another processor or another torch: their last digits differ, and codes with them
 
@@ -54,6 +54,9 @@ def cases() -> dict[str, tuple[int, tuple[str, ...]]]:
         "pairs, an encoder-decoder": (2, WORDS_OF_PAIRS),
         "pairs, the choices for verses": (2, VERSES),
         "topics, an encoder": (2, TOPICS),
+        "digits, ticks and task norms on a frozen vision transformer": (2, (*VIT, "tuning=ticks_norm")),
+        "predictive coding": (1, (*FAST, "task/regulariser=predictive_coding", "task.regulariser.weight=0.1")),
+        "half of it pruned": (1, (*FAST, "changes=prune", "changes.prune.share=0.5")),
         "data/tokenizer=bpe": (2, (*FAST, "data/tokenizer=bpe", "data.tokenizer.vocab_size=512")),
     }
     return strategies | models | optimizers | schedules | others

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 WORDS = (
@@ -34,6 +35,49 @@ def write_llama(folder: Path) -> Path:
     )  # fmt: skip
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+def write_gguf(folder: Path) -> Path:
+    """A Llama of the kind that llama.cpp reads, with a token for each byte, and one for two."""
+    import gguf
+    import tokenizers
+
+    folder.mkdir(parents=True)
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    tokens, d, ff, layers = ["<|endoftext|>", *letters, letters[0] + letters[1]], 32, 32, 2
+    writer = gguf.GGUFWriter(file := folder / "tiny.gguf", "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(d)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(ff)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(d // 2)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3, *[1] * (len(letters) + 1)])
+    writer.add_token_merges([f"{letters[0]} {letters[1]}"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    random = np.random.default_rng(0)
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embd": (len(tokens), d),
+        "output_norm": (d,),
+        "output": (len(tokens), d),
+    }
+    for i in range(layers):
+        shapes |= {f"blk.{i}.{name}": (d, d) for name in ("attn_q", "attn_k", "attn_v", "attn_output")}
+        shapes |= {f"blk.{i}.{name}": (d,) for name in ("attn_norm", "ffn_norm")}
+        shapes |= {f"blk.{i}.ffn_gate": (ff, d), f"blk.{i}.ffn_up": (ff, d), f"blk.{i}.ffn_down": (d, ff)}
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", random.normal(size=shape, scale=0.2).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
 
 
 def write_tokenizer(folder: Path, *, byte_level: bool = False) -> int:

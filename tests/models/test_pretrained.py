@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.models.pretrained_made import write_bert, write_llama
+from tests.models.pretrained_made import write_bert, write_gguf, write_llama
 from ticks.arguments import ArgumentError
-from ticks.installed import folder_of, is_run
+from ticks.data import PretrainedTokenizer
+from ticks.installed import is_run, place_of
 from ticks.models import DecoderTransformer, PretrainedClassifier, PretrainedLanguageModel
 from ticks.models.changes import tuning
 from ticks.models.heads import last_pool
@@ -124,10 +125,45 @@ def test_what_cannot_be_loaded_is_named(bert: str, tmp_path: Path) -> None:
             classifier(name)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match=r"knows 26 tokens, the data have 300: .*data/tokenizer=pretrained"):
         PretrainedClassifier(bert, vocab_size=300, n_classes=2)
-    with pytest.raises(ArgumentError, match="reads 256 tokens, the data have texts of up to 257"):
+    with pytest.raises(ArgumentError, match=r"reads 256 tokens, fewer than the data.s block_size of 257"):
         PretrainedClassifier(bert, vocab_size=26, n_classes=2, block_size=257)
     with pytest.raises(ArgumentError, match="are no linear maps; there are body"):
         tuning.lora(classifier(bert), targets=["nothing"])
     with pytest.raises(ArgumentError, match="has no head: nothing would train"):
         tuning.head(torch.nn.Linear(2, 2))
-    assert folder_of("~/x") == str(Path.home() / "x")
+    with pytest.raises(ArgumentError, match=r"nothing\.gguf' does not exist"):
+        classifier(str(tmp_path / "nothing.gguf"))
+    assert place_of("~/x") == (str(Path.home() / "x"), {})
+
+
+def test_a_gguf_file_is_a_model_and_its_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gguf")
+    file = write_gguf(tmp_path / "carrier")
+    tokenizer = PretrainedTokenizer(name=str(file))([], identity="x")
+    assert tokenizer.decode(tokenizer.encode("The 3 shares")) == "The 3 shares"
+    assert int(tokenizer.lengths.sum()) == 256 + 2
+    model = PretrainedLanguageModel(str(file), vocab_size=tokenizer.vocab_size, block_size=8).eval()
+    before = model(TOKENS)
+    tuning.ticks(model, width=2, bias=False)
+    assert torch.equal(model(TOKENS), before)
+    (file.parent / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert place_of("package:carrier") == (str(file.parent), {"gguf_file": file.name})
+
+
+def test_a_library_that_is_missing_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    (file := tmp_path / "model.gguf").touch()
+
+    def fail(*_: object, **__: object) -> None:
+        raise ImportError("gguf is needed")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fail)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fail)
+    with pytest.raises(
+        ModuleNotFoundError, match=r'^GGUF files need gguf and accelerate: pip install -e "\.\[smollm\]"$'
+    ):
+        PretrainedLanguageModel(str(file), vocab_size=3)
+    with pytest.raises(ModuleNotFoundError, match="GGUF files need gguf"):
+        PretrainedTokenizer(name=str(file))([], identity="x")

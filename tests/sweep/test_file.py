@@ -70,7 +70,8 @@ def test_keys_are_flat_and_the_command_gives_them_as_key_equals_value(file: Path
     content: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     assert content["program"] == "train.py"
     assert content["command"] == ["${env}", "${interpreter}", "${program}", "${args_no_hyphens}"]
-    assert content["metric"] == {"name": "val/loss", "goal": "minimize"}
+    better = "maximize" if content["metric"]["name"] == "val/accuracy" else "minimize"
+    assert content["metric"] in ({"name": "val/loss", "goal": better}, {"name": "val/accuracy", "goal": better})
     for spec in content["parameters"].values():
         assert spec.keys() <= {"value", "values"}  # a nested key would reach train.py as one dictionary
     assert content["parameters"]["logger"] == {"value": "wandb"}  # or W&B would see nothing

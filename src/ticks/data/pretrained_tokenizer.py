@@ -10,7 +10,7 @@ import numpy as np
 
 from ticks.arguments import ArgumentError
 from ticks.data.tokenizers import Bpe, Bytes, Text, letters_of_bytes
-from ticks.installed import folder_of, is_run
+from ticks.installed import is_run, place_of
 
 
 class PretrainedTokenizer:
@@ -35,14 +35,16 @@ class Theirs(Bytes):
     unit = "tokens"
 
     def __init__(self, name: str | None) -> None:
-        folder = folder_of(name)
+        folder, options = place_of(name)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else the library warns of every fork
         try:
             import transformers
         except ImportError:
             raise ModuleNotFoundError('pretrained models need transformers: pip install -e ".[tuning]"') from None
         try:
-            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
+            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, **options)
+        except ImportError:
+            raise ModuleNotFoundError('GGUF files need gguf and accelerate: pip install -e ".[smollm]"') from None
         except (OSError, ValueError, KeyError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ArgumentError("name", name, f"has no tokenizer that can be loaded: {reason}") from None

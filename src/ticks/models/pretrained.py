@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ticks.arguments import ArgumentError
-from ticks.installed import folder_of, is_run
+from ticks.installed import is_run, place_of
 from ticks.models.generate import sample
 from ticks.models.heads import ClassificationHead
 
@@ -21,9 +21,9 @@ MASKED = 0.15  # the share of tokens (arXiv 1810.04805)
 class PretrainedClassifier(nn.Module):
     """Token ids (B, T) -> logits (B, C): the features of a trained Transformer, pooled, and a new linear layer.
 
-    `name` is a folder, a name of Hugging Face's, `package:NAME`, or the directory of a run, which `load` makes a model
-    of. `pad_id` is where no token is. `pooling` is "mean", "max", "first" or "last". ArgumentError for a model that
-    cannot be loaded or has another vocabulary.
+    `name` is a folder, a name of Hugging Face's, a GGUF file, `package:NAME`, or the directory of a run, which `load`
+    makes a model of. `pad_id` is where no token is. `pooling` is "mean", "max", "first" or "last". ArgumentError for a
+    model that cannot be loaded or has another vocabulary.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ def _loaded(name: str | None, load: Load | None, kind: str) -> nn.Module:
     """The model, in training as new ones are. ArgumentError if it cannot be loaded."""
     if name is not None and is_run(name) and load is not None:
         return load(name)
-    folder = folder_of(name)
+    folder, options = place_of(name)
     try:
         import transformers
     except ImportError:
@@ -133,7 +133,9 @@ def _loaded(name: str | None, load: Load | None, kind: str) -> nn.Module:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
-        body = getattr(transformers, kind).from_pretrained(folder)
+        body = getattr(transformers, kind).from_pretrained(folder, **options)
+    except ImportError:
+        raise ModuleNotFoundError('GGUF files need gguf and accelerate: pip install -e ".[smollm]"') from None
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ArgumentError("name", name, f"cannot be loaded: {reason}") from None
@@ -155,4 +157,4 @@ def _check(body: Any, name: str | None, vocab_size: int, block_size: int | None)
     config = getattr(body, "config", None)
     most = getattr(config, "max_position_embeddings", None) if config is not None else body.block_size
     if block_size is not None and most is not None and block_size > most:
-        raise ArgumentError("name", name, f"reads {most} tokens, the data have texts of up to {block_size}")
+        raise ArgumentError("name", name, f"reads {most} tokens, fewer than the data's block_size of {block_size}")
