@@ -13,7 +13,7 @@ SMALL = (
     "data.eval_batch_size=8", "data.global_batch_size=8",
 )  # fmt: skip
 # the default model, larger; g2p's model, on data that take long to prepare; what test_fine_tuning is about
-NOT_HERE = {"bbc_long", "verses", "finetune_minilm", "finetune_bbc", "pretrain_bbc"}
+NOT_HERE = {"bbc_long", "verses", "finetune_minilm", "finetune_bbc", "pretrain_bbc", "continue_smollm"}
 EXPERIMENTS = sorted({file.stem for file in (REPOSITORY / "configs" / "experiment").glob("*.yaml")} - NOT_HERE)
 CASES = [(name, "streaming_diloco", "strategy.clock.interval=4") for name in EXPERIMENTS] + [
     (name, *how)

@@ -77,6 +77,10 @@ class Parts:
             )
         if not self.uses_model:
             notes.append(f"{task} takes no model: model={choices.get('model')} is not used")
+        if choices.get("tuning", "full") != "full" and not getattr(getattr(self.task, "model", None), "source", None):
+            notes.append(
+                f"tuning={choices['tuning']} freezes a model that nobody has trained: pretrained=RUN model=pretrained"
+            )
         if self.own_optimizer:
             notes.append(
                 f"{task} has an optimizer of its own: optimizer={choices.get('optimizer')},"
@@ -147,7 +151,7 @@ def trained_model(run_dir: str) -> torch.nn.Module:
     from ticks.job import resumed_job
 
     try:
-        task: Any = restored(resumed_job(Path(run_dir), [], mode="eval")).task
+        task: Any = restored(resumed_job(Path(run_dir).expanduser(), [], mode="eval")).task
     except ConfigError as error:
         raise ArgumentError("name", run_dir, f"cannot be loaded: {error}") from None
     return task.model.train()

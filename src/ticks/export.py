@@ -14,6 +14,10 @@ from torch import Tensor, nn
 
 from ticks.models.changes import AdapterError, CannotMerge, merge, save_adapter, tasks_of
 
+PLACES = {
+    "adapter": "adapter.safetensors", "merged": "merged", "onnx": "model.onnx", "torch": "model.pt2",
+    "int8": "model.int8.pt",
+}  # fmt: skip
 MOST = 1e-4  # by how much an output may differ, as a share of the largest
 
 
@@ -24,22 +28,24 @@ class CannotExport(ValueError):
 def export(task: Any, data: Any, kind: str, out: Path, *, named: bool) -> Iterator[str]:
     """Write `task.model` as `kind` to `out`, a place of its own if it is `named`, else one within it; lines for people.
     CannotExport if it cannot be, or computes something else then."""
-    x = inputs_of(data)
+    place = out if named else out / PLACES[kind]
+    place.parent.mkdir(parents=True, exist_ok=True)
     if kind == "adapter":
-        yield from _adapter(task.model, out if named else out / "adapter.safetensors")
+        yield from _adapter(task.model, place)
         return
+    x = inputs_of(data)
     model, note = _merged(task.model)
-    if note:
-        yield note
     expected = task.model(x).detach()
     if kind == "merged":
         if note or not tasks_of(task.model):
-            raise CannotExport(note.removeprefix("note: ") or "the model has no ticks and no task norms")
-        yield from _own_format(model, data, out if named else out / "merged", x, expected)
+            raise CannotExport(note or "the model has no ticks and no task norms")
+        yield from _own_format(model, data, place, x, expected)
         return
+    if note and kind == "int8":
+        raise CannotExport(f"ticks that stay beside the FFNs cannot be written so: {note}")
+    if note:
+        yield f"note: ticks stay beside the FFNs: {note}"
     write = {"onnx": _onnx, "torch": _program, "int8": _int8}[kind]
-    place = out if named else out / {"onnx": "model.onnx", "torch": "model.pt2", "int8": "model.int8.pt"}[kind]
-    place.parent.mkdir(parents=True, exist_ok=True)
     yield from write(model, place, x, expected, task, data)
 
 
@@ -60,7 +66,7 @@ def _merged(model: nn.Module) -> tuple[nn.Module, str]:
     try:
         return (merge(model) if tasks_of(model) else model), ""
     except CannotMerge as error:
-        return model, f"note: ticks stay beside the FFNs: {error}"
+        return model, str(error)
 
 
 def _compared(found: Tensor, expected: Tensor, place: Path) -> str:
@@ -75,11 +81,23 @@ def _size(place: Path) -> str:
     return f"{place}: {sum(file.stat().st_size for file in files if file.is_file()) / 1e6:.1f} MB"
 
 
-def _adapter(model: nn.Module, place: Path) -> Iterator[str]:
+def _adapter(model: Any, place: Path) -> Iterator[str]:
+    """What stands beside the body, so that it goes beside any copy of that; the head, no part of it, as well."""
+    body = getattr(model, "body", model)
     try:
-        yield _size(save_adapter(model, place))
+        yield _size(save_adapter(body, place))
     except AdapterError as error:
         raise CannotExport(str(error)) from None
+    if body is not model and getattr(model, "head", None) is not None:
+        yield _size(_head(model, place.parent))
+
+
+def _head(model: Any, folder: Path) -> Path:
+    from safetensors.torch import save_file
+
+    place = folder / "head.safetensors"
+    save_file({name: t.detach().contiguous() for name, t in model.head.state_dict().items()}, place)
+    return place
 
 
 def _own_format(model: Any, data: Any, out: Path, x: Tensor, expected: Tensor) -> Iterator[str]:
@@ -87,43 +105,52 @@ def _own_format(model: Any, data: Any, out: Path, x: Tensor, expected: Tensor) -
     body: Any = getattr(model, "body", None)
     if not hasattr(body, "save_pretrained"):
         raise CannotExport("only models of transformers have a format of their own to be merged into; format=torch")
+    if getattr(body.config, "is_encoder_decoder", False):
+        raise CannotExport("its format is that of encoder and decoder, of which only the encoder is here; format=torch")
     out.mkdir(parents=True, exist_ok=True)
     body.save_pretrained(out)
     tokenizer: Any = getattr(getattr(data, "tokenizer", None), "_tokenizer", None)
     if hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(out)
-    from safetensors.torch import save_file
-
-    head = getattr(model, "head", None)
-    if head is not None:
-        save_file({name: t.detach().contiguous() for name, t in head.state_dict().items()}, out / "head.safetensors")
+    if getattr(model, "head", None) is not None:
+        _head(model, out)
     again = copy.deepcopy(model)
     again.body = type(body).from_pretrained(out).eval()
     yield _compared(again(x).detach(), expected, out)
     yield _size(out)
 
 
-def _shapes(x: Tensor) -> Any:
-    """Batch and length are free."""
-    batch, time = torch.export.Dim("batch", min=1, max=1 << 16), torch.export.Dim("time", min=2, max=1 << 16)
-    return ({0: batch, 1: time},) if x.dim() == 2 else ({0: batch},)
+def _exported(model: nn.Module, x: Tensor) -> tuple[Any, str]:
+    """A program for any batch and, if the model allows several, any length; a note where it does not."""
+    free = torch.export.Dim.AUTO
+    try:
+        program = torch.export.export(model, (x,), dynamic_shapes=({0: free, 1: free} if x.dim() == 2 else {0: free},))
+    except Exception as error:  # many kinds, by what the model does with its sizes
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise CannotExport(f"torch.export cannot follow the model: {reason}") from None
+    (name,) = program.graph_signature.user_inputs
+    (found,) = [node.meta["val"].shape for node in program.graph.nodes if node.name == name]
+    if isinstance(found[0], int):
+        raise CannotExport(f"torch.export can follow the model for {found[0]} samples at once only")
+    fixed = x.dim() == 2 and isinstance(found[1], int)
+    return program, f"note: for {found[1]} tokens only: the model allows no other length" if fixed else ""
 
 
-def _exported(model: nn.Module, x: Tensor) -> Any:
-    """A program for any batch; for any length that the model allows, if it allows several."""
-    for shapes in (_shapes(x), ({0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO},)):
-        try:
-            return torch.export.export(model, (x,), dynamic_shapes=shapes)
-        except Exception as error:  # many kinds, by what the model does with its sizes
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    raise CannotExport(f"torch.export cannot follow the model: {reason}")
+def _others(model: nn.Module, x: Tensor, note: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Other batches, and other lengths if those are free, with what the model makes of them."""
+    for other in (x[:3], *((x[:2, : max(2, x.shape[1] // 2)],) if x.dim() == 2 and not note else ())):
+        yield other, model(other).detach()
 
 
 def _program(model: nn.Module, place: Path, x: Tensor, expected: Tensor, *_: Any) -> Iterator[str]:
-    torch.export.save(_exported(model, x), place)
+    program, note = _exported(model, x)
+    torch.export.save(program, place)
     again = torch.export.load(place).module()
+    if note:
+        yield note
     yield _compared(again(x), expected, place)
-    yield _compared(again(x[:3]), expected[:3], place)
+    for other, answer in _others(model, x, note):
+        _compared(again(other), answer, place)
     yield _size(place)
 
 
@@ -133,10 +160,11 @@ def _onnx(model: nn.Module, place: Path, x: Tensor, expected: Tensor, *_: Any) -
         import onnxscript  # noqa: F401  # torch writes ONNX with it
     except ImportError as error:
         raise CannotExport(f'needs {error.name}: pip install -e ".[export]"') from None
+    program, note = _exported(model, x)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            _exported(model, x), (x,), place, dynamo=True, external_data=False, verbose=False, input_names=["inputs"],
+            program, (x,), place, dynamo=True, external_data=False, verbose=False, input_names=["inputs"],
             output_names=["outputs"],
         )  # fmt: skip
     session = onnxruntime.InferenceSession(str(place))
@@ -145,33 +173,45 @@ def _onnx(model: nn.Module, place: Path, x: Tensor, expected: Tensor, *_: Any) -
     def run(x: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
+    if note:
+        yield note
     yield _compared(run(x), expected, place)
-    yield _compared(run(x[:3]), expected[:3], place)
+    for other, answer in _others(model, x, note):
+        _compared(run(other), answer, place)
     yield _size(place)
 
 
 def _int8(model: nn.Module, place: Path, x: Tensor, expected: Tensor, task: Any, data: Any) -> Iterator[str]:
     """Weights of linear maps in 8 bits, activations as they come; and what that costs."""
+    if not any(isinstance(module, nn.Linear) for name, module in model.named_modules() if not name.startswith("head")):
+        raise CannotExport("its maps are none that torch can quantise; format=torch")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         small = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
         traced = torch.jit.trace(small, (x,), check_trace=False)
         traced.save(str(place))
         again: Any = torch.jit.load(str(place))
+    _compared(again(x), small(x), place)
     share = float((again(x).argmax(-1) == expected.argmax(-1)).float().mean())
     yield f"the same likeliest class as before: {share:.1%} of a batch"
     for name, of in (("before", model), ("in 8 bits", again)):
-        yield f"validation accuracy {name}: {_accuracy(of, data):.4f}"
+        yield f"validation {_judged(of, data)} {name}"
     yield _size(place)
 
 
 @torch.no_grad()
-def _accuracy(model: Callable[[Tensor], Tensor], data: Any) -> float:
-    """The share of validation samples whose label is the model's likeliest class."""
+def _judged(model: Callable[[Tensor], Tensor], data: Any) -> str:
+    """The share of validation samples whose label is the model's likeliest class; of a text, the loss of its tokens."""
     batches = data.eval_batches("val", 1, 0)
-    right = total = 0
+    found = total = 0.0
     for i in range(len(batches)):
-        x, y = batches[i]
-        right += int((model(x).argmax(-1) == y).sum())
-        total += y.numel()
-    return right / max(1, total)
+        batch = batches[i]
+        x, y = (batch["x"], batch["y"]) if isinstance(batch, dict) else batch
+        logits = model(x)
+        if isinstance(batch, dict):
+            found += float(nn.functional.cross_entropy(logits.flatten(0, 1).float(), y.flatten(), reduction="sum"))
+        else:
+            found += float((logits.argmax(-1) == y).sum())
+        total += int((y != -100).sum())
+    name = "loss (nats)" if isinstance(batches[0], dict) else "accuracy"
+    return f"{name} {found / max(1, total):.4f}"

@@ -47,3 +47,10 @@ def is_run(name: str | None) -> bool:
     """Whether it is the directory of a run of ours."""
     place = Path(os.path.expanduser(name or ""))
     return bool(name) and (place / "config.yaml").is_file() and (place / "checkpoints").is_dir()
+
+
+def needs(error: ImportError, options: dict[str, str]) -> str:
+    """What to install for a model that lies there."""
+    if "gguf_file" in options:
+        return 'GGUF files need gguf and accelerate: pip install -e ".[smollm]"'
+    return next(iter(str(error).strip().splitlines()), "a library is missing")

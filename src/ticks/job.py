@@ -29,9 +29,10 @@ from ticks.run_directory import (
 from ticks.strategy.identity import Identity, WrongLauncher, who_am_i
 
 KEPT = {
-    "fit": ("data", "model", "task", "optimizer", "schedule", "parameter_groups", "seed"),
-    "eval": ("model",),
-}  # what cannot change once a run has begun
+    "fit": ("data", "model", "task", "optimizer", "schedule", "parameter_groups", "seed",
+            "pretrained", "tuning", "changes"),
+    "eval": ("model", "pretrained", "tuning", "changes"),
+}  # fmt: skip  # what cannot change once a run has begun
 HARMLESS = ("data.num_workers", "data.eval_batch_size", "model.compile", "task.sample_bytes", "task.sample_prompt")
 
 

@@ -5,7 +5,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -82,14 +82,14 @@ class Run:
         if last is None or last[0] != trainer.global_step:
             self._measure("val")
         self._refuse_a_lost_model()
-        gaps = self._gaps() if made.config.get("gap") else {}
         tests = self._measure("test") if made.config.test else {}
+        shown, picture = (self._after(self._shown) if self.is_zero else None) or (None, None)
+        gaps = self._gaps() if made.config.get("gap") else {}  # behind what is shown, which is of the last evaluation
         if not self.is_zero:
             return None
         self.status = "finished"
         self.checkpoint = relative(final)
         summary = self.summarise(tests, gaps)
-        shown, picture = self._after(self._shown) or (None, None)
         rows = result_rows(
             summary,
             measures=made.measures or contract.measures_of(task, self._last_val()),
@@ -157,7 +157,7 @@ class Run:
 
     def _gaps(self) -> dict[str, float]:
         """By how much each measure of the validation data is above that of what was learnt from."""
-        trainer, data = self.made.trainer, self.made.parts.data
+        trainer, data = self.made.trainer, cast(Any, self.made.parts.data)
         loggers, trainer.loggers = trainer.loggers, []  # to which it would be a test
         try:
             (results,) = trainer.test(self.made.parts.task, dataloaders=data.split_dataloader("train"), verbose=False)

@@ -30,6 +30,7 @@ from ticks.config import (
     quoted,
     with_home_directory,
 )
+from ticks.config.digest import LATER
 from ticks.record import summary
 from ticks.run_directory import find_unfinished
 from ticks.strategy.workers import WorkerStrategy
@@ -102,6 +103,7 @@ PRETRAINED = {  # what goes with each, a model of those that tests make among it
     "tuning=head": "data=digits model=vit task=classification",
     "model=pretrained_lm": "data/tokenizer=pretrained pretrained=LLAMA",
     "experiment=finetune_bbc": "pretrained=BERT",
+    "experiment=continue_smollm": "pretrained=LLAMA data.block_size=32",
 }
 LARGE = {  # data that take seconds to prepare
     "data=bible", "data=cmudict", "data=topics", "data/tokenizer=bpe", "experiment=verses", "experiment=g2p",
@@ -541,6 +543,18 @@ def test_another_sweeper_may_choose_from_intervals(other_sweeper: Path) -> None:
 def test_the_same_experiment_has_the_same_digest() -> None:
     assert digest(composed("model=rms")) == digest(composed("model=rms"))
     assert len(digest(composed())) == 12
+
+
+@pytest.mark.parametrize("override", ["gap=true", "task/regulariser=predictive_coding", "changes=prune"])
+def test_keys_that_came_later_say_nothing_where_they_have_no_value(override: str) -> None:
+    """A run of before they were there goes on."""
+    config = composed()
+    before = digest(config)
+    for key in LATER:
+        group, _, name = key.rpartition(".")
+        (config[group] if group else config).pop(name, None)
+    assert digest(config) == before
+    assert digest(composed(override)) != before
 
 
 @pytest.mark.parametrize("override", ["seed=1", "model=rms", "strategy.clock.interval=9"])

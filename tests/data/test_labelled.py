@@ -239,7 +239,7 @@ def test_training_does_not_go_on_with_other_texts() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"block_size": 0}, "block_size=0 must be at least 1"),
+        ({"block_size": 0}, "block_size=0 must be at least 3"),
         ({"n_per_class": 0}, "n_per_class=0 must be at least 1"),
         ({"n_per_class": 150}, r"n_per_class=150 is more than the \d+ of class 'north'"),
         ({"global_batch_size": 0}, "global_batch_size=0 must be at least 1"),

@@ -1,5 +1,6 @@
 """Pretrained models: loaded from where they lie, with a head, and changed in every way that `tuning=` knows."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,17 @@ from tests.models.pretrained_made import write_bert, write_gguf, write_llama
 from ticks.arguments import ArgumentError
 from ticks.data import PretrainedTokenizer
 from ticks.installed import is_run, place_of
-from ticks.models import DecoderTransformer, PretrainedClassifier, PretrainedLanguageModel
+from ticks.models import (
+    DecoderTransformer,
+    EncoderClassifier,
+    PretrainedClassifier,
+    PretrainedLanguageModel,
+    VisionTransformer,
+)
 from ticks.models.changes import tuning
 from ticks.models.heads import last_pool
+from ticks.models.pretrained import is_causal
+from ticks.tasks import Classification, LanguageModeling, PredictiveCoding
 
 pytest.importorskip("transformers")
 TOKENS = torch.tensor([[1, 7, 8, 9, 2], [1, 10, 2, 0, 0]])
@@ -65,7 +74,7 @@ def test_masked_tokens_are_predicted_where_both_sides_are_seen(bert: str) -> Non
     seen = []
     model.body.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     logits, y = model.predict_tokens(TOKENS.repeat(40, 1))
-    (masked,) = seen
+    *_, masked = seen
     assert 0.05 < len(y) / (40 * 8) < 0.3
     assert y.tolist() == TOKENS.repeat(40, 1)[masked == 4].tolist()
     assert 0 not in y.tolist(), "padding is nothing to predict"
@@ -134,6 +143,130 @@ def test_what_cannot_be_loaded_is_named(bert: str, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"nothing\.gguf' does not exist"):
         classifier(str(tmp_path / "nothing.gguf"))
     assert place_of("~/x") == (str(Path.home() / "x"), {})
+
+
+def test_weights_that_are_missing_are_told(bert: str, tmp_path: Path) -> None:
+    """transformers makes new ones, at random, and says so in a warning."""
+    from safetensors.torch import load_file, save_file
+
+    place = Path(shutil.copytree(bert, tmp_path / "bert"))
+    tensors = load_file(place / "model.safetensors")
+    save_file(
+        {name: t for name, t in tensors.items() if "layer.1." not in name},
+        place / "model.safetensors",
+        {"format": "pt"},
+    )
+    with pytest.raises(ArgumentError, match=r"lacks weights, encoder\.layer\.1\..* and 15 more"):
+        classifier(str(place))
+    save_file(
+        {name: t for name, t in tensors.items() if "pooler" not in name}, place / "model.safetensors", {"format": "pt"}
+    )
+    classifier(str(place))
+
+
+def test_what_was_kept_in_16_bits_is_trained_in_32(bert: str, tmp_path: Path) -> None:
+    import transformers
+
+    level = transformers.utils.logging.get_verbosity()
+    transformers.AutoModel.from_pretrained(bert).to(torch.bfloat16).save_pretrained(tmp_path)
+    model = classifier(str(tmp_path))
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert transformers.utils.logging.get_verbosity() == level
+
+
+def test_a_models_lengths_and_widths_are_its_own(tmp_path: Path) -> None:
+    import transformers
+
+    sizes = {
+        "vocab_size": 26,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+    }
+    roberta = transformers.RobertaModel(transformers.RobertaConfig(**sizes, max_position_embeddings=34))
+    roberta.save_pretrained(tmp_path / "roberta")
+    with pytest.raises(ArgumentError, match="reads 32 tokens, fewer than the data's block_size of 33"):
+        classifier(str(tmp_path / "roberta"), block_size=33)
+    assert classifier(str(tmp_path / "roberta"), block_size=32)(torch.full((1, 32), 5)).shape == (1, 3)
+    electra = transformers.ElectraModel(transformers.ElectraConfig(**sizes, embedding_size=8))
+    electra.save_pretrained(tmp_path / "electra")
+    model = classifier(str(tmp_path / "electra"))
+    assert not model.predicts_tokens
+    with pytest.raises(ArgumentError, match="regulariser='PredictiveCoding' needs a model that predicts its tokens"):
+        Classification(model, n_classes=3, regulariser=PredictiveCoding())
+
+
+@pytest.mark.parametrize(("config", "kind", "causal"), [
+    ("LlamaConfig", "LlamaModel", True), ("StableLmConfig", "StableLmModel", True), ("BertConfig", "BertModel", False),
+])  # fmt: skip
+def test_whether_a_token_sees_those_behind_it_is_asked_of_the_model(config: str, kind: str, causal: bool) -> None:
+    import transformers
+
+    sizes = {
+        "vocab_size": 26,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "intermediate_size": 8,
+    }
+    torch.manual_seed(0)
+    body = getattr(transformers, kind)(getattr(transformers, config)(**sizes)).train()
+    assert is_causal(body) == causal
+    assert body.training
+
+
+def test_an_end_that_pads_as_well_is_padding_behind_the_text_alone(llama: str) -> None:
+    """GPT-2 has one token for all three."""
+    model = PretrainedClassifier(llama, vocab_size=259, n_classes=2, pad_id=0)
+    x = torch.tensor([[0, 7, 0, 8, 0, 0], [0, 0, 0, 0, 0, 0]])
+    assert model._present(x).tolist() == [[True] * 4 + [False] * 2, [True] + [False] * 5]
+    assert torch.isfinite(model(x)).all()
+
+
+def test_what_is_written_like_a_special_token_is_text(bert: str) -> None:
+    tokenizer = PretrainedTokenizer(name=bert)([], identity="x")
+    special = {tokenizer.start_id, tokenizer.end_id, tokenizer.pad_id}
+    assert not special & set(tokenizer.encode("the [SEP] market [PAD] [CLS]"))
+    with pytest.raises(ArgumentError, match=r"tokenizer\.name='.*' takes no bytes for tokens"):
+        tokenizer.bytes_of  # noqa: B018
+
+
+def test_a_run_that_makes_no_features_of_tokens_is_named(bert: str, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.yaml").touch()
+
+    def vit(name: str) -> torch.nn.Module:
+        return VisionTransformer(image_size=8, n_channels=1, n_classes=2, d_model=16, n_layers=1, n_heads=2)
+
+    with pytest.raises(ArgumentError, match="is a VisionTransformer, which makes no features of tokens"):
+        classifier(str(tmp_path), load=vit)
+    with pytest.raises(ArgumentError, match="is a VisionTransformer, which writes no text"):
+        PretrainedLanguageModel(str(tmp_path), vocab_size=3, load=vit)
+    other = EncoderClassifier(vocab_size=26, block_size=8, n_classes=5, d_model=16, n_layers=1, n_heads=2, pad_id=0)
+    model = classifier(str(tmp_path), load=lambda name: other)
+    tuning.head(model)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {
+        "head.linear.weight",
+        "head.linear.bias",
+    }
+    assert not [name for name, _ in model.named_parameters() if name.startswith("body.head")]
+
+
+def test_a_tied_embedding_is_kept_in_no_checkpoint(tmp_path: Path) -> None:
+    import transformers
+
+    config = transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=30, n_positions=8)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    model = PretrainedLanguageModel(str(tmp_path), vocab_size=30)
+    tuning.ticks(model, width=2)
+    task = LanguageModeling(model)
+    checkpoint = {"state_dict": dict(task.state_dict())}
+    task.on_save_checkpoint(checkpoint)
+    assert all("tasks" in name for name in checkpoint["state_dict"])
+    task.on_load_checkpoint(checkpoint)
+    assert checkpoint["state_dict"].keys() == task.state_dict().keys()
 
 
 def test_a_gguf_file_is_a_model_and_its_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

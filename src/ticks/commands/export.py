@@ -1,4 +1,4 @@
-"""Usage: ticks export run=RUN_DIR format=FORMAT [out=PLACE] [share=S]
+"""Usage: ticks export run=RUN_DIR format=FORMAT [out=PLACE]
 
 Write the model of a run's newest checkpoint for use elsewhere, and check
 that what was written computes the same.
@@ -6,10 +6,11 @@ that what was written computes the same.
   run=RUN_DIR      the run's directory (required)
   format=FORMAT    merged   the base's own format, ticks and norms made part
                             of it (a folder for from_pretrained)
-                   adapter  the ticks, norms and head alone (safetensors)
+                   adapter  the ticks and norms alone (safetensors), for
+                            load_adapter on the same base; the head beside it
                    onnx     for onnxruntime, batch and length free
                    torch    a torch.export program (.pt2), the same freedom
-                   int8     dynamically quantised linear maps (.pt2); says
+                   int8     dynamically quantised linear maps (.pt); says
                             what that costs on the validation data
   out=PLACE        where to (default: RUN_DIR/export/FORMAT...)
 
@@ -32,6 +33,9 @@ def main(arguments: list[str]) -> None:
     if kind not in FORMATS:
         raise ConfigError(f"format={kind} must be one of {', '.join(FORMATS)}")
     out = Path(options["out"]).expanduser().resolve() if options["out"] else run_dir.resolve() / "export"
+    if options["out"] and (out.is_file() if kind == "merged" else out.is_dir()):
+        wanted, there = ("folder", "file") if kind == "merged" else ("file", "folder")
+        raise ConfigError(f"out={options['out']} is a {there}; format={kind} writes a {wanted}")
 
     from ticks.assemble import restored
     from ticks.export import CannotExport, export

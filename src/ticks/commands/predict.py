@@ -11,6 +11,7 @@ Example: ticks predict run=logs/runs/RUN text="The shares fell by a tenth"
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def main(arguments: list[str]) -> None:
         if key == "run":
             run = value
         elif key == "text":
-            texts.append(value)
+            texts.append(os.fsencode(value).decode(errors="replace"))  # bytes that are no text
         elif key == "file":
             texts += lines_of(value)
         else:
@@ -59,4 +60,4 @@ def lines_of(file: str) -> list[str]:
         text = sys.stdin.read() if file == "-" else Path(file).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"file={file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    return [line for line in text.splitlines() if line.strip()]
+    return [line for line in text.replace("\r\n", "\n").split("\n") if line.strip()]

@@ -9,13 +9,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ticks.config.messages import ConfigError
 
+# keys that runs of before do not have: without a value they say nothing
+LATER = ("pretrained", "tuning", "gap", "changes", "task.regulariser", "data.by_length")
 # where a run lies, how it is called and what is shown of it does not make it another experiment
-LATER = (
-    "pretrained",
-    "tuning",
-    "gap",
-    "changes",
-)  # keys that runs of before do not have: without a value they say nothing
 NOT_DIGESTED = ("run_dir", "resume", "name", "task.sample_prompt")
 
 
@@ -38,5 +34,9 @@ def digest(config: DictConfig) -> str:
         else:
             OmegaConf.update(neutral, key, None, force_add=True)
     content = {key: value for key, value in plain(neutral).items() if key not in NOT_DIGESTED}
-    content = {key: value for key, value in content.items() if key not in LATER or value}
+    for key in LATER:
+        group, _, name = key.rpartition(".")
+        inside = content.get(group) if group else content
+        if isinstance(inside, dict) and name in inside and not inside[name]:
+            del inside[name]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

@@ -65,6 +65,11 @@ def check_values(config: DictConfig) -> None:
         raise ConfigError(f"test={config.get('test')} must be true or false")
     if not isinstance(config.get("gap", False), bool):
         raise ConfigError(f"gap={config.get('gap')} must be true or false")
+    said = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(said, dict)
+    pretrained = said.pop("pretrained", None)
+    if pretrained is not None and not _stands_in(said, ("${pretrained}", pretrained)):
+        raise ConfigError(f"pretrained={pretrained}: nothing here is pretrained; add model=pretrained")
     if not re.fullmatch(r"[\w.+=,-]+", name := str(config.get("name") or "")):
         raise ConfigError(f"name={name} must be a part of a directory's name: letters, digits and . + = , - _")
     how = (config.get("model") or {}).get("compile", False)
@@ -83,6 +88,13 @@ def check_values(config: DictConfig) -> None:
     if not (text or elsewhere or isinstance(devices, int | ListConfig)) or isinstance(devices, bool):
         raise ConfigError(f"trainer.devices={devices} must be a whole number, a list of GPUs, or auto")
     _refuse_no_number(config, "")
+
+
+def _stands_in(node: Any, values: tuple[Any, ...]) -> bool:
+    """Whether one of the values stands anywhere in plain containers."""
+    if isinstance(node, dict | list):
+        return any(_stands_in(part, values) for part in (node.values() if isinstance(node, dict) else node))
+    return node in values
 
 
 def _refuse_no_number(node: Any, path: str) -> None:

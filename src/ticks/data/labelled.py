@@ -47,7 +47,7 @@ class LabelledTexts(MapData):
         super().__init__(
             global_batch_size=global_batch_size, eval_batch_size=eval_batch_size, seed=seed, num_workers=num_workers
         )
-        at_least(1, block_size=block_size)
+        at_least(3, block_size=block_size)
         if n_per_class is not None:
             at_least(1, n_per_class=n_per_class)
         self.block_size = block_size

@@ -10,7 +10,7 @@ import numpy as np
 
 from ticks.arguments import ArgumentError
 from ticks.data.tokenizers import Bpe, Bytes, Text, letters_of_bytes
-from ticks.installed import is_run, place_of
+from ticks.installed import is_run, needs, place_of
 
 
 class PretrainedTokenizer:
@@ -21,9 +21,12 @@ class PretrainedTokenizer:
         self.name = name
 
     def __call__(self, texts: Iterable[Text], *, identity: str) -> Bytes:
-        if is_run(self.name):
-            return _of_a_run(Path(os.path.expanduser(str(self.name))))
-        return Theirs(self.name)
+        try:
+            if is_run(self.name):
+                return _of_a_run(Path(os.path.expanduser(str(self.name))))
+            return Theirs(self.name)
+        except ArgumentError as error:
+            raise ArgumentError(f"tokenizer.{error.argument}", error.value, error.valid) from None
 
 
 class Theirs(Bytes):
@@ -35,6 +38,7 @@ class Theirs(Bytes):
     unit = "tokens"
 
     def __init__(self, name: str | None) -> None:
+        self.name = name
         folder, options = place_of(name)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else the library warns of every fork
         try:
@@ -43,8 +47,8 @@ class Theirs(Bytes):
             raise ModuleNotFoundError('pretrained models need transformers: pip install -e ".[tuning]"') from None
         try:
             self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, **options)
-        except ImportError:
-            raise ModuleNotFoundError('GGUF files need gguf and accelerate: pip install -e ".[smollm]"') from None
+        except ImportError as error:
+            raise ModuleNotFoundError(needs(error, options)) from None
         except (OSError, ValueError, KeyError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ArgumentError("name", name, f"has no tokenizer that can be loaded: {reason}") from None
@@ -64,7 +68,9 @@ class Theirs(Bytes):
 
     @property
     def digest(self) -> str:
-        content = repr(sorted(self._tokenizer.get_vocab().items())) + repr(self._tokenizer.backend_tokenizer.to_str())
+        whole = getattr(self._tokenizer, "backend_tokenizer", None)  # of a library in Rust; others are their class
+        how = type(self._tokenizer).__name__ if whole is None else whole.to_str()
+        content = repr(sorted(self._tokenizer.get_vocab().items())) + repr(how)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     @property
@@ -72,21 +78,16 @@ class Theirs(Bytes):
         """What each token stands for. ArgumentError for a tokenizer whose tokens are no bytes of the text."""
         special = {*self._tokenizer.all_special_ids}
         place = {letter: byte for byte, letter in enumerate(letters_of_bytes())}
-        found = []
-        for i, name in enumerate(self._tokenizer.convert_ids_to_tokens(range(self.vocab_size))):
-            if i in special:
-                found.append(b"")
-            elif all(letter in place for letter in name):
-                found.append(bytes(place[letter] for letter in name))
-            else:
-                raise ArgumentError(
-                    "tokenizer", "pretrained", "takes no bytes for tokens: bits per byte need one that does"
-                )
-        return found
+        names = self._tokenizer.convert_ids_to_tokens(range(self.vocab_size))
+        plain = [name for i, name in enumerate(names) if i not in special]
+        if not place.keys() <= set(plain) or not all(place.keys() >= set(name) for name in plain):
+            raise ArgumentError("tokenizer.name", self.name, "takes no bytes for tokens: bits per byte need that")
+        return [b"" if i in special else bytes(place[letter] for letter in name) for i, name in enumerate(names)]
 
     def encode_many(self, texts: Iterable[Text]) -> list[list[int]]:
         plain = [text if isinstance(text, str) else text.decode("utf-8", errors="replace") for text in texts]
-        return self._tokenizer(plain, add_special_tokens=False)["input_ids"] if plain else []
+        # what is written like a special token is text all the same
+        return self._tokenizer(plain, add_special_tokens=False, split_special_tokens=True)["input_ids"] if plain else []
 
     def decode(self, tokens: Iterable[int]) -> str:
         return self._tokenizer.decode([int(token) for token in tokens], skip_special_tokens=True)
@@ -107,8 +108,8 @@ def _of_a_run(run: Path) -> Bytes:
     merges: Sequence[Any] | None = next(
         (value["merges"] for value in state.values() if isinstance(value, dict) and "merges" in value), None
     )
-    if merges is None:
-        raise ArgumentError(
-            "name", str(run), "has learnt bytes without a padding token: train it with data/tokenizer=bpe"
-        )
-    return Bpe(merges)
+    if merges is not None:
+        return Bpe(merges)
+    if source := (state.get("base") or {}).get("source"):  # which it was tuned from
+        return _of_a_run(Path(source)) if is_run(source) else Theirs(source)
+    raise ArgumentError("name", str(run), "has learnt bytes without a padding token: train it with data/tokenizer=bpe")

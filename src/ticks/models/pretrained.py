@@ -3,19 +3,21 @@
 Shapes: B batch, T time, D features, C classes, V vocabulary. Hugging Face's come through transformers (extra `tuning`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ticks.arguments import ArgumentError
-from ticks.installed import is_run, place_of
+from ticks.installed import is_run, needs, place_of
 from ticks.models.generate import sample
 from ticks.models.heads import ClassificationHead
 
 Load = Callable[[str], nn.Module]
 MASKED = 0.15  # the share of tokens (arXiv 1810.04805)
+UNUSED = ("pooler.",)  # which a checkpoint may lack
 
 
 class PretrainedClassifier(nn.Module):
@@ -42,7 +44,8 @@ class PretrainedClassifier(nn.Module):
         super().__init__()
         self.source = name
         self.pad_id, self.mask_id = pad_id, mask_id
-        self.body = _loaded(name, load, "AutoModel")
+        self.body = _features_of(_loaded(name, load, "AutoModel"), name)
+        self._causal: bool | None = None
         _check(self.body, name, vocab_size, block_size)
         self.head = ClassificationHead(width_of(self.body), n_classes, pooling=pooling, dropout=dropout)
         nn.init.normal_(self.head.linear.weight, std=0.02)
@@ -53,14 +56,26 @@ class PretrainedClassifier(nn.Module):
         return self.head(features(self.body, tokens_BxT, present), present)
 
     def _present(self, tokens_BxT: Tensor) -> Tensor:
-        return torch.ones_like(tokens_BxT, dtype=torch.bool) if self.pad_id is None else tokens_BxT != self.pad_id
+        """Where there is a token: all before the last one that is no padding, which may be a start or an end too."""
+        if self.pad_id is None:
+            return torch.ones_like(tokens_BxT, dtype=torch.bool)
+        present_BxT = (tokens_BxT != self.pad_id).flip(1).cumsum(1).flip(1) > 0
+        return torch.cat([torch.ones_like(present_BxT[:, :1]), present_BxT[:, 1:]], 1)
+
+    @property
+    def predicts_tokens(self) -> bool:
+        """Whether its features are as wide as its tokens' embedding, so that this can tell tokens from them."""
+        embedding: Any = embedding_of(self.body)
+        return embedding.weight.shape[1] == width_of(self.body)
 
     def predict_tokens(self, tokens_BxT: Tensor) -> tuple[Tensor, Tensor]:
         """Its own input tokens through the embedding: logits (N, V) and the tokens (N,). A decoder predicts each next
         one; where tokens see both sides, MASKED of them are masked first."""
         present = self._present(tokens_BxT)
         embedding: Tensor = embedding_of(self.body).weight  # type: ignore[assignment]
-        if is_causal(self.body):
+        if self._causal is None:
+            self._causal = is_causal(self.body)
+        if self._causal:
             known = present[:, 1:]
             x_NxD = features(self.body, tokens_BxT, present)[:, :-1][known]
             return (x_NxD @ embedding.T).float(), tokens_BxT[:, 1:][known]
@@ -79,6 +94,8 @@ class PretrainedLanguageModel(nn.Module):
         super().__init__()
         self.source = name
         self.body = _loaded(name, load, "AutoModelForCausalLM")
+        if not hasattr(self.body, "config") and not hasattr(self.body, "generate"):
+            raise ArgumentError("name", name, f"is a {type(self.body).__name__}, which writes no text")
         _check(self.body, name, vocab_size, block_size)
         self.block_size = block_size or 1 << 30
 
@@ -106,13 +123,16 @@ def embedding_of(body: Any) -> nn.Module:
     return body.get_input_embeddings() if hasattr(body, "config") else body.embedding
 
 
-def is_causal(body: Any) -> bool:
-    """Whether a token sees only those before it."""
-    config = getattr(body, "config", None)
-    if config is None:
-        return bool(body.blocks[0].attention.causal)
-    kinds = ("gpt", "llama", "opt", "qwen", "mistral", "gemma", "phi", "neox", "bloom", "falcon")
-    return bool(getattr(config, "is_decoder", False)) or any(kind in config.model_type for kind in kinds)
+@torch.no_grad()
+def is_causal(body: nn.Module) -> bool:
+    """Whether a token sees only those before it: asked of the model, by changing the last one."""
+    device: Any = embedding_of(body).weight.device
+    x_2x3 = torch.tensor([[1, 2, 3], [1, 2, 4]], device=device)
+    was_training = body.training
+    body.eval()
+    found = features(body, x_2x3, torch.ones_like(x_2x3, dtype=torch.bool))[:, :2].double()
+    body.train(was_training)
+    return bool((found[0] - found[1]).abs().max() <= 1e-6 * found.abs().max())
 
 
 def width_of(body: nn.Module) -> int:
@@ -122,7 +142,7 @@ def width_of(body: nn.Module) -> int:
 
 
 def _loaded(name: str | None, load: Load | None, kind: str) -> nn.Module:
-    """The model, in training as new ones are. ArgumentError if it cannot be loaded."""
+    """The model in 32 bits, in training as new ones are. ArgumentError if it cannot be loaded, or lacks weights."""
     if name is not None and is_run(name) and load is not None:
         return load(name)
     folder, options = place_of(name)
@@ -130,20 +150,47 @@ def _loaded(name: str | None, load: Load | None, kind: str) -> nn.Module:
         import transformers
     except ImportError:
         raise ModuleNotFoundError('pretrained models need transformers: pip install -e ".[tuning]"') from None
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     try:
-        body = getattr(transformers, kind).from_pretrained(folder, **options)
-    except ImportError:
-        raise ModuleNotFoundError('GGUF files need gguf and accelerate: pip install -e ".[smollm]"') from None
+        with _quiet(transformers.utils.logging):
+            body, about = getattr(transformers, kind).from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True, **options
+            )
+    except ImportError as error:
+        raise ModuleNotFoundError(needs(error, options)) from None
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ArgumentError("name", name, f"cannot be loaded: {reason}") from None
+    if lost := sorted(str(key) for key in about["missing_keys"] if not str(key).startswith(UNUSED)):
+        raise ArgumentError("name", name, f"lacks weights, {lost[0]} and {len(lost) - 1} more: it is not all there")
     if getattr(body.config, "is_encoder_decoder", False) and kind == "AutoModel":
         body = body.get_encoder()
     if getattr(body, "pooler", None) is not None:
         body.pooler = None  # a head of its own training's, which nothing here uses
     return body.train()
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Without warnings and bars of transformers', whatever it says otherwise."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _features_of(model: Any, name: str | None) -> nn.Module:
+    """The part of a model that makes features of tokens. ArgumentError if it has none."""
+    body = model.body if isinstance(model, PretrainedClassifier) else model  # with the tasks that it has learnt
+    if not hasattr(body, "config") and not (hasattr(body, "features") and hasattr(body, "embedding")):
+        raise ArgumentError("name", name, f"is a {type(body).__name__}, which makes no features of tokens")
+    if isinstance(getattr(body, "head", None), ClassificationHead):
+        body.head = nn.Identity()  # of another task, which nothing here uses
+    return body
 
 
 def _check(body: Any, name: str | None, vocab_size: int, block_size: int | None) -> None:
@@ -154,7 +201,17 @@ def _check(body: Any, name: str | None, vocab_size: int, block_size: int | None)
             "name", name, f"knows {embedding.num_embeddings:,} tokens, the data have {vocab_size:,}:"
             " take its own, data/tokenizer=pretrained",
         )  # fmt: skip
-    config = getattr(body, "config", None)
-    most = getattr(config, "max_position_embeddings", None) if config is not None else body.block_size
+    most = _longest(body)
     if block_size is not None and most is not None and block_size > most:
         raise ArgumentError("name", name, f"reads {most} tokens, fewer than the data's block_size of {block_size}")
+
+
+def _longest(body: Any) -> int | None:
+    """How many tokens it reads at most."""
+    if not hasattr(body, "config"):
+        return body.block_size
+    most = getattr(body.config, "max_position_embeddings", None)
+    for name, module in body.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return module.num_embeddings - module.padding_idx - 1  # RoBERTa's count from behind the padding
+    return most

@@ -1,13 +1,13 @@
 """What every task shares: a model, and how it is optimized."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from lightning import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from ticks.models.changes import digest, frozen
+from ticks.models.changes import digest, frozen, quiet_statistics, stay_pruned
 from ticks.optim import Rule, WarmupCosine, adamw, configure
 from ticks.optim.groups import MakesOptimizer, Schedule
 
@@ -32,26 +32,36 @@ class Task(LightningModule):
         self.parameter_groups = [rule if isinstance(rule, Rule) else Rule(**rule) for rule in parameter_groups]
 
     def configure_optimizers(self) -> Any:
-        return configure(self, self.make_optimizer, self.schedule, self.parameter_groups)
+        made = configure(self, self.make_optimizer, self.schedule, self.parameter_groups)
+        stay_pruned(self.model, made["optimizer"])
+        return made
 
     # ---- a base that does not train
 
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        quiet_statistics(self.model)
+        return self
+
     def on_fit_start(self) -> None:
+        quiet_statistics(self.model)
         self._before = digest(frozen(self.model))
+        self._source_digest: str | None = None
 
     def on_fit_end(self) -> None:
         """RuntimeError if anything changed that was frozen: then something is wrong with what trained it."""
         if digest(frozen(self.model)) != self._before:
-            raise RuntimeError("training has changed parameters that are frozen")
+            raise RuntimeError("training has changed what is frozen")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What is frozen and can be had again where it came from is not kept: its digest and its source are."""
-        kept = self._from_source()
-        if kept:
+        if kept := self._from_source():
             for name in kept:
                 del checkpoint["state_dict"][name]
-            source = str(self.model.source)
-            checkpoint["base"] = {"source": source, "names": sorted(kept), "digest": digest(kept)}
+            self._source_digest = getattr(self, "_source_digest", None) or digest(kept)  # it is frozen
+            checkpoint["base"] = {
+                "source": str(self.model.source), "names": sorted(kept), "digest": self._source_digest,
+            }  # fmt: skip
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """MisconfigurationException if the base is not the one that was trained on."""
@@ -66,7 +76,7 @@ class Task(LightningModule):
         checkpoint["state_dict"] |= own
 
     def _from_source(self) -> dict[str, Tensor]:
-        """By name, the frozen parameters that the model was given, if it says where from."""
+        """By name, what is frozen of the model that was given, if it says where from."""
         if not getattr(self.model, "source", None):
             return {}
-        return {f"model.{name}": p for name, p in frozen(self.model).items() if name.startswith("body.")}
+        return {f"model.{name}": value for name, value in frozen(self.model).items() if name.startswith("body.")}

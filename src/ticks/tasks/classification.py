@@ -39,10 +39,9 @@ class Classification(Task):
         super().__init__(model, **arguments)
         at_least(2, n_classes=n_classes)
         self.regulariser = regulariser
-        if regulariser is not None and not hasattr(model, "predict_tokens"):
-            raise ArgumentError(
-                "regulariser", type(regulariser).__name__, f"needs tokens: {type(model).__name__} has none"
-            )
+        if regulariser is not None and not getattr(model, "predicts_tokens", False):
+            wrong = f"needs a model that predicts its tokens; {type(model).__name__} does not"
+            raise ArgumentError("regulariser", type(regulariser).__name__, wrong)
         self.n_classes = n_classes
         self.metrics = nn.ModuleDict({f"{split}_{name}": m for split in ("val", "test") for name, m in self._metrics()})
         self.confusion_CxC: Tensor | None = None  # of the last evaluation: rows are true, columns seen
@@ -62,11 +61,11 @@ class Classification(Task):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, y_B = batch
         loss = F.cross_entropy(self(x).float(), y_B)
-        self.log("train/loss", loss)
         if self.regulariser is not None:
             penalty, e = self.regulariser(*cast(Any, self.model).predict_tokens(x))
             self.log("train/e", e)
             loss = loss + penalty
+        self.log("train/loss", loss)
         return loss
 
     @torch.no_grad()

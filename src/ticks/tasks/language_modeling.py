@@ -73,19 +73,19 @@ class LanguageModeling(Task):
         return logits_BxTxV.flatten(0, 1).float(), batch["y"].flatten()  # a sum in bfloat16 has three digits
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        e = None
         if self.regulariser is None:
             loss = self.loss(batch)
-            penalty = None
         else:
             logits_NxV, y_N = self._predicted(batch)
-            loss = F.cross_entropy(logits_NxV, y_N, ignore_index=IGNORE)
             penalty, e = self.regulariser(logits_NxV, y_N)
+            loss = F.cross_entropy(logits_NxV, y_N, ignore_index=IGNORE) + penalty
         every = getattr(self.trainer, "log_every_n_steps", 1) or 1
         if (self.global_step + 1) % every == 0:  # a call costs 2% of a small step
             self.log("train/loss", loss)
-            if penalty is not None:
+            if e is not None:
                 self.log("train/e", e)
-        return loss if penalty is None else loss + penalty
+        return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self._evaluate("val", batch)

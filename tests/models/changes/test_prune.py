@@ -1,12 +1,16 @@
 """Pruning: the smallest weights are zero, wherever they are, and stay so."""
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from tests.models.changes.made import made, output
 from ticks.arguments import ArgumentError
-from ticks.models.changes import attach_ticks, n_nonzero, prune, train_only
+from ticks.models.changes import attach_ticks, n_nonzero, prune, stay_pruned, train_only
+from ticks.optim import Muon
 
 
 @pytest.mark.parametrize("name", ["decoder", "bert", "gpt2", "encoder"])
@@ -25,10 +29,15 @@ def test_the_share_nearest_to_zero_is_zero(name: str) -> None:
     assert not [key for key in model.state_dict() if "mask" in key or "orig" in key]
 
 
-def test_what_is_zero_stays_zero_while_it_trains() -> None:
-    model = prune(made("decoder"), share=0.9)
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, Muon])
+def test_what_is_zero_stays_zero_while_it_trains(optimizer: Any) -> None:
+    """Whatever an optimizer makes of a matrix: Muon mixes its entries."""
+    model = copy.deepcopy(prune(made("decoder"), share=0.9))
     zeros = n_nonzero(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    groups = [{"params": list(model.parameters())}]
+    if optimizer is Muon:
+        groups = [{"params": [p for p in model.parameters() if p.dim() == 2], "matrices": 1}]  # type: ignore[dict-item]
+    optimizer = stay_pruned(model, optimizer(groups, lr=0.1))
     before = output(model).detach()
     for _ in range(3):
         optimizer.zero_grad()
@@ -36,6 +45,17 @@ def test_what_is_zero_stays_zero_while_it_trains() -> None:
         optimizer.step()
     assert n_nonzero(model) == zeros
     assert not torch.allclose(output(model), before)
+
+
+def test_what_is_an_embedding_as_well_is_left_alone() -> None:
+    import transformers
+
+    config = transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=30, n_positions=8)
+    model = transformers.GPT2LMHeadModel(config)
+    assert model.lm_head.weight is model.transformer.wte.weight
+    prune(model, share=0.9)
+    assert (model.lm_head.weight != 0).all()
+    assert (model.transformer.h[0].mlp.c_fc.weight == 0).any()
 
 
 def test_ticks_learn_beside_a_pruned_base() -> None:

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ticks.arguments import ArgumentError, above, at_least, share
+from ticks.arguments import ArgumentError, above, at_least, is_whole, share
 from ticks.models.changes.families import FAMILIES, FFN, Family, find_ffns
-from ticks.models.changes.tasks import Chosen, TaskModule, chosen_of, rows, set_task
+from ticks.models.changes.task_norm import at_least_32_bits
+from ticks.models.changes.tasks import Chosen, TaskModule, check_new, chosen_of, freeze, set_task
 from ticks.models.ffn import ACTIVATIONS
 
 Activation = Callable[[Tensor], Tensor]
@@ -30,6 +31,12 @@ class Ticks(nn.Module):
         self.up = nn.Linear(width, d_model, bias=False)  # P
         self.dropout = nn.Dropout(dropout)
         self.reset_parameters()
+
+    @property
+    def r(self) -> Tensor:
+        """(k), zeros where there is none."""
+        bias: Tensor | None = self.down.bias
+        return self.down.weight.new_zeros(self.width) if bias is None else bias
 
     def reset_parameters(self) -> None:
         """Q normal with standard deviation 0.02, r and P zero."""
@@ -67,6 +74,9 @@ class Beside(TaskModule):
     def take(self, up: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._x = inputs[0] if self.chosen.name is not None or self.chosen.names is not None else None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_x": None}  # left behind by a forward that was broken off
+
     def add(self, down: nn.Module, inputs: tuple[Any, ...], y: Tensor) -> Tensor:
         x, self._x = self._x, None
         if x is None:
@@ -76,34 +86,37 @@ class Beside(TaskModule):
         if self.chosen.name not in self.tasks:
             return y
         ticks = self.tasks[self.chosen.name]
-        hidden = ticks.dropout(self._activation[0](ticks.down(x)))
-        flat = torch.addmm(y.flatten(0, -2), hidden.flatten(0, -2), ticks.up.weight.t(), alpha=ticks.scale)
+        q, r, p = (None if t is None else t.to(x.dtype) for t in (ticks.down.weight, ticks.down.bias, ticks.up.weight))
+        hidden = ticks.dropout(self._activation[0](F.linear(x, q, r)))  # type: ignore[arg-type]
+        flat = torch.addmm(y.flatten(0, -2), hidden.flatten(0, -2), p.t(), alpha=ticks.scale)  # type: ignore[union-attr]
         return flat.view_as(y)
 
     def _mixed(self, x: Tensor, y: Tensor) -> Tensor:
         """Each example with its own task's: their matrices side by side, narrower ones filled up with zeros."""
         names = list(self.tasks)
         index_B = self.chosen.indices(names, x.device)
-        x_BxTxD, y_BxTxD = (rows(t, len(index_B), "an FFN") for t in (x, y))
+        x_BxTxD, y_BxTxD = (self.chosen.rows(t, "an FFN") for t in (x, y))
         every = [self.tasks[name] for name in names]
-        width = max((ticks.width for ticks in every), default=0)
-        if not width:
-            return y
-        wide = [F.pad(ticks.down.weight, (0, 0, 0, width - ticks.width)) for ticks in every]
-        q_BxKxD = torch.stack([*wide, torch.zeros_like(wide[0])])[index_B]
-        r = [
-            F.pad(ticks.down.bias, (0, width - ticks.width))
-            if ticks.down.bias is not None
-            else wide[0].new_zeros(width)
-            for ticks in every
-        ]
-        r_BxK = torch.stack([*r, torch.zeros_like(r[0])])[index_B]
-        up = [F.pad(ticks.up.weight * ticks.scale, (0, width - ticks.width)) for ticks in every]
-        p_BxDxK = torch.stack([*up, torch.zeros_like(up[0])])[index_B]
+        width = max([ticks.width for ticks in every])
+
+        def of_each(matrices: list[Tensor]) -> Tensor:
+            """Each example's, zeros for one whose task has none here."""
+            return torch.stack([*matrices, torch.zeros_like(matrices[0])])[index_B].to(x.dtype)
+
+        wider = [width - ticks.width for ticks in every]
+        q_BxKxD = of_each([F.pad(t.down.weight, (0, 0, 0, more)) for t, more in zip(every, wider, strict=True)])
+        r_BxK = of_each([F.pad(t.r, (0, more)) for t, more in zip(every, wider, strict=True)])
+        p_BxDxK = of_each([F.pad(t.up.weight * t.scale, (0, more)) for t, more in zip(every, wider, strict=True)])
         hidden = self._activation[0](torch.baddbmm(r_BxK.unsqueeze(1), x_BxTxD, q_BxKxD.transpose(1, 2)))
-        if every[0].dropout.p and self.training:
-            hidden = every[0].dropout(hidden)
+        if self.training and any(t.dropout.p for t in every):
+            hidden = hidden * self._kept(hidden, torch.tensor([*(t.dropout.p for t in every), 0.0])[index_B.cpu()])
         return torch.baddbmm(y_BxTxD, hidden, p_BxDxK.transpose(1, 2)).view_as(y)
+
+    @staticmethod
+    def _kept(hidden_BxTxK: Tensor, share_B: Tensor) -> Tensor:
+        """What dropout leaves, each example with its own share: 0, or what makes up for the others."""
+        share_Bx1x1 = share_B.to(hidden_BxTxK)[:, None, None]
+        return (torch.rand_like(hidden_BxTxK) >= share_Bx1x1) / (1 - share_Bx1x1).clamp(min=1e-6)
 
 
 def attach_ticks(
@@ -120,41 +133,46 @@ def attach_ticks(
     """Put a task's ticks beside every FFN of `model`, in place, and set the task: the model itself.
 
     `width` is k: one for all, one for each FFN, or {layer: k} for some of them, layers counted from 0; 0 is none.
-    `activation` is the FFN's own if it is None. `bias=False` leaves out r, for bases whose maps have none. What was
-    there of other tasks stays as it was. ArgumentError for a model in which no FFN is found, with what was seen.
+    `activation` is the FFN's own if it is None. `bias=False` leaves out r, for bases whose maps have none.
+
+    A task that is new finds all else frozen: the base, and what there was of other tasks. Thaw what is to train with
+    it, a head say, by requires_grad_(True). ArgumentError for a model in which no FFN is found, with what was seen.
     """
+    new = check_new(model, task)
     above(0, scale=scale)
     share(dropout=dropout)
     if activation is not None and activation not in ACTIVATIONS:
         raise ArgumentError("activation", activation, f"is unknown; known: {', '.join(ACTIVATIONS)}, null")
     ffns = find_ffns(model, families)
-    chosen = chosen_of(model)
-    if any(task in module.tasks for module in model.modules() if isinstance(module, Beside)):
-        raise ArgumentError("task", task, "has ticks already")
     chosen_widths = list(zip(ffns, _widths(width, len(ffns)), strict=True))
     for ffn, k in chosen_widths:
         if k:
-            _check(ffn, activation)
+            _check(ffn, task, activation)
+    if new:
+        freeze(model)
+    chosen = chosen_of(model)
     for ffn, k in chosen_widths:
         if k:
             there = getattr(ffn.down, Beside.NAME, None)
             beside = there if isinstance(there, Beside) else Beside(chosen, ffn, activation, families)
             ticks = Ticks(ffn.d_model, k, scale=scale, dropout=dropout, bias=bias)
-            weight = next(ffn.up.parameters())
-            dtype = weight.dtype if weight.is_floating_point() else torch.get_default_dtype()
-            beside.tasks[task] = ticks.to(weight.device, dtype).train(model.training)
+            weight = at_least_32_bits(next(ffn.up.parameters()))
+            beside.tasks[task] = ticks.to(weight.device, weight.dtype).train(model.training)
     set_task(model, task)
     return model
 
 
 def _widths(width: int | Sequence[int] | Mapping[int, int], n: int) -> list[int]:
     """One for each of n FFNs."""
+    several = isinstance(width, Mapping | Sequence) and not isinstance(width, str)
+    if not several and not is_whole(width):
+        raise ArgumentError("width", width, "must be a whole number, one for each FFN, or {layer: number}")
     if isinstance(width, Mapping):
         if strange := [layer for layer in width if not isinstance(layer, int) or not 0 <= layer < n]:
             raise ArgumentError("width", dict(width), f"has no layer {strange[0]}: they count from 0 to {n - 1}")
         widths = [width.get(layer, 0) for layer in range(n)]
     else:
-        widths = [width] * n if isinstance(width, int) else list(width)
+        widths = list(width) if isinstance(width, Sequence) else [width] * n
     if len(widths) != n:
         raise ArgumentError("width", widths, f"must be one number, or one for each of the {n} FFNs")
     for k in widths:
@@ -164,9 +182,11 @@ def _widths(width: int | Sequence[int] | Mapping[int, int], n: int) -> list[int]
     return widths
 
 
-def _check(ffn: FFN, activation: str | None) -> None:
-    """ArgumentError for an activation that is not known, or another one than other tasks have there."""
+def _check(ffn: FFN, task: str, activation: str | None) -> None:
+    """ArgumentError for a task that has ticks there, for an activation that is not known or not that of other tasks."""
     there = getattr(ffn.down, Beside.NAME, None)
+    if isinstance(there, Beside) and task in there.tasks:
+        raise ArgumentError("task", task, f"has ticks at {ffn.name} already")
     if isinstance(there, Beside) and there.activation != activation:
         raise ArgumentError("activation", activation, f"must be that of the other tasks at {ffn.name}")
     if activation is None and ffn.activation is None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ticks.arguments import ArgumentError
+from ticks.models.changes.tasks import task_modules
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class FFN:
 
 def find_ffns(model: nn.Module, families: Sequence[Family] = FAMILIES) -> list[FFN]:
     """All of them, in the model's order. ArgumentError, with what was seen, if there is none."""
-    modules = dict(model.named_modules())
+    ours = tuple(f"{place}." for place, _ in task_modules(model))
+    modules = {name: module for name, module in model.named_modules() if not name.startswith(ours or ("\0",))}
     found: dict[str, FFN] = {}
     taken: set[nn.Module] = set()
     for family in families:

@@ -3,9 +3,11 @@
 import hashlib
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from ticks.arguments import ArgumentError
 from ticks.models.changes.tasks import task_modules
@@ -27,8 +29,26 @@ def train_only(model: nn.Module, patterns: Iterable[str]) -> list[str]:
 
 
 def frozen(model: nn.Module) -> dict[str, Tensor]:
-    """By name, every parameter that training must not change."""
-    return {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
+    """By name, every tensor that training must not change: parameters that do not train, under each of their names, and
+    what a module none of whose parameters trains keeps besides (running statistics)."""
+    found: dict[str, Tensor] = {}
+    for place, module in model.named_modules(remove_duplicate=False):
+        own = [p for p in module._parameters.values() if p is not None]
+        kept: dict[str, Any] = {
+            name: p for name, p in module._parameters.items() if p is not None and not p.requires_grad
+        }
+        if own and len(kept) == len(own):
+            temporary = module._non_persistent_buffers_set
+            kept |= {name: b for name, b in module._buffers.items() if b is not None and name not in temporary}
+        found |= {f"{place}.{name}".lstrip("."): value.detach() for name, value in kept.items()}
+    return found
+
+
+def quiet_statistics(model: nn.Module) -> None:
+    """Batch norms that do not train use and keep the statistics that they have."""
+    for module in model.modules():
+        if isinstance(module, _NormBase) and not any(p.requires_grad for p in module.parameters()):
+            module.eval()
 
 
 def base(model: nn.Module) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ticks.arguments import ArgumentError, at_least
-from ticks.models.changes.tasks import Chosen, TaskModule, rows
+from ticks.models.changes.tasks import Chosen, TaskModule, check_new
 from ticks.models.initialise import role
 
 
@@ -22,6 +22,7 @@ class TaskHeads(TaskModule):
 
     def add(self, task: str, n_classes: int) -> None:
         at_least(1, n_classes=n_classes)
+        check_new(self, task)
         head = role("head", nn.Linear(self.d_model, n_classes))
         nn.init.normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
@@ -38,7 +39,8 @@ class TaskHeads(TaskModule):
             if self.chosen.name not in self.tasks:
                 raise ArgumentError("task", self.chosen.name, f"has no head; known: {', '.join(self.tasks)}")
             return self.tasks[self.chosen.name](x_BxD)
-        rows(x_BxD, len(self.chosen.names), "a head")
+        if len(x_BxD) != len(self.chosen.names):
+            raise ArgumentError("task", f"{len(self.chosen.names)} names", f"are not the {len(x_BxD)} rows of a head")
         if lost := [name for name in self.chosen.names if name not in self.tasks]:
             raise ArgumentError("task", lost[0], f"has no head; known: {', '.join(self.tasks)}")
         index_B = self.chosen.indices(list(self.tasks), x_BxD.device)

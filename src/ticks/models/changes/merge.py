@@ -147,8 +147,10 @@ def _check(model: nn.Module, at: dict[str, Beside], ffns: list[FFN], biased: lis
             raise CannotMerge(f"the ticks at {ffn.name} have another activation than the FFN: they are no units of it")
         for module, _ in _maps(ffn):
             weight = module.weight
-            if not isinstance(weight, Tensor) or not weight.is_floating_point():
-                raise CannotMerge(f"{ffn.name} is quantised ({getattr(weight, 'dtype', type(weight).__name__)})")
+            plain = type(weight) in (Tensor, nn.Parameter) and type(weight.data) is Tensor
+            if not plain or not weight.is_floating_point():
+                kind = weight.dtype if plain else type(weight.data if isinstance(weight, Tensor) else weight).__name__
+                raise CannotMerge(f"{ffn.name} is quantised ({kind})")
     if biased and not hasattr(_config_of(model), "mlp_bias"):
         why = "a GLU's ticks need one" if biased[0].gate is not None else "attach_ticks(bias=False) needs none"
         raise CannotMerge(

@@ -1,23 +1,32 @@
 """Magnitude pruning: the smallest weights of a model's linear maps are zero from now on (arXiv 1506.02626)."""
 
+import re
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as torchs
+from torch.optim import Optimizer
 
 from ticks.arguments import ArgumentError, share
 from ticks.models.changes.families import is_transposed
 
+HEADS = re.compile(r"(^|\.)(lm_)?heads?(\.|$)")
+MASK = "kept_by_pruning"  # a buffer that goes where its weight goes, and into no checkpoint
+
 
 def prune(model: nn.Module, *, share: float) -> nn.Module:
     """Set the `share` of the weights of all linear maps that are the nearest to zero to zero, in place, wherever they
-    are; heads are left alone: the model itself. Gradients of those weights are zero too, so that they stay zero with
-    any optimizer that does not mix the entries of a matrix. ArgumentError for a model without linear maps.
+    are: the model itself. Heads, and maps that share their weight with an embedding, are left alone. `stay_pruned`
+    tells an optimizer of it. ArgumentError for a model without linear maps.
     """
     _check(share)
+    tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     maps = [
         module
         for name, module in model.named_modules()
-        if (isinstance(module, nn.Linear) or is_transposed(module)) and not name.startswith("head")
+        if (isinstance(module, nn.Linear) or is_transposed(module))
+        and not HEADS.search(name)
+        and id(module.weight) not in tied
     ]
     if not maps:
         raise ArgumentError("model", type(model).__name__, "has no linear maps to prune")
@@ -28,10 +37,25 @@ def prune(model: nn.Module, *, share: float) -> nn.Module:
     for module in maps:
         torchs.remove(module, "weight")
         weight: Tensor = module.weight  # type: ignore[assignment]
-        if weight.requires_grad:
-            mask = weight.detach() != 0
-            weight.register_hook(lambda gradient, mask=mask: gradient * mask)
+        module.register_buffer(MASK, weight.detach() != 0, persistent=False)
     return model
+
+
+def stay_pruned(model: nn.Module, optimizer: Optimizer) -> Optimizer:
+    """What of a model was pruned is zero again behind each of the optimizer's steps, whatever that makes of it."""
+    maps = [module for module in model.modules() if MASK in module._buffers]
+    if maps:
+        optimizer.register_step_post_hook(lambda *_: _zero(maps))
+    return optimizer
+
+
+@torch.no_grad()
+def _zero(maps: list[nn.Module]) -> None:
+    for module in maps:
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        mask: Tensor = module._buffers[MASK]  # type: ignore[assignment]
+        if weight.requires_grad and weight.shape == mask.shape:
+            weight.mul_(mask)
 
 
 def _check(amount: float) -> None:

@@ -4,26 +4,32 @@ Any layer norm or RMS norm whose class says so, with its own epsilon, precision 
 1). The base's values stay where they are, and are what a model without a chosen task uses.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ticks.arguments import ArgumentError
-from ticks.models.changes.tasks import Chosen, TaskModule, chosen_of, rows, set_task
+from ticks.models.changes.tasks import Chosen, TaskModule, check_new, chosen_of, freeze, set_task
 
 KINDS = ("LayerNorm", "RMSNorm")
 
 
 class Affine(nn.Module):
-    """A task's gamma and, if the norm has one, beta: (D,) each."""
+    """A task's gamma and, if the norm has one, beta: (D,) each, of a norm in 16 bits in 32."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
         for name in ("weight", "bias"):
             value = getattr(norm, name, None)
-            self.register_parameter(name, None if value is None else nn.Parameter(value.detach().clone()))
+            self.register_parameter(name, None if value is None else nn.Parameter(at_least_32_bits(value).clone()))
+
+
+def at_least_32_bits(value: Tensor) -> Tensor:
+    """What trains needs them: in 16, small steps are rounded away."""
+    value = value.detach()
+    return value.float() if value.element_size() < 4 or not value.is_floating_point() else value
 
 
 class TaskNorm(TaskModule):
@@ -35,52 +41,57 @@ class TaskNorm(TaskModule):
         super().__init__(chosen)
         self.unit = _unit(norm)
         self._about = (norm,)
-        self._base: dict[str, Any] = {}
-        self._given: tuple[Tensor, Tensor | None] | None = None  # of the examples, while a mixed batch is computed
+        self._before: Callable[..., Tensor] | None = None  # a forward that somebody else has put there
         self.enter()
 
     def enter(self) -> None:
         (norm,) = self._about
         norm.task_norms = self
-        self._handles = [
-            norm.register_forward_pre_hook(self.begin),
-            norm.register_forward_hook(self.end, always_call=True),
-        ]
+        self._before = norm.__dict__.get("forward")
+        norm.forward = self.compute
 
-    def begin(self, norm: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def leave(self) -> None:
+        (norm,) = self._about
+        del norm.forward
+        if self._before is not None:
+            norm.forward = self._before
+        super().leave()
+
+    def compute(self, *inputs: Any, **named: Any) -> Tensor:
+        """What the norm computes, in place of its own forward."""
+        (norm,) = self._about
         if self.chosen.names is not None:
-            self._of_each(norm, len(self.chosen.names))
-        elif self.chosen.name in self.tasks:
-            self._put(norm, dict(self.tasks[self.chosen.name]._parameters))
+            return self._of_each(norm, inputs, named)
+        if self.chosen.name in self.tasks:
+            return self._with(norm, dict(self.tasks[self.chosen.name]._parameters), inputs, named)
+        return self._plain(norm, inputs, named)
 
-    def end(self, norm: nn.Module, inputs: tuple[Any, ...], y: Tensor) -> Tensor | None:
-        given, self._given = self._given, None
-        norm._parameters.update(self._base)
-        self._base = {}
-        if given is None or not isinstance(y, Tensor):
-            return None
-        gamma_BxD, beta_BxD = given
-        y_BxTxD = rows(y, len(gamma_BxD), "a norm")
-        if beta_BxD is not None:
-            return torch.addcmul(beta_BxD.unsqueeze(1), y_BxTxD, gamma_BxD.unsqueeze(1)).to(y.dtype).view_as(y)
-        return (y_BxTxD * gamma_BxD.unsqueeze(1)).to(y.dtype).view_as(y)
+    def _plain(self, norm: nn.Module, inputs: Any, named: Any) -> Tensor:
+        return self._before(*inputs, **named) if self._before else type(norm).forward(norm, *inputs, **named)
 
-    def _put(self, norm: nn.Module, values: dict[str, Any]) -> None:
-        self._base = {name: norm._parameters[name] for name in values if name in norm._parameters}
-        norm._parameters.update({name: values[name] for name in self._base})
+    def _with(self, norm: nn.Module, values: Mapping[str, Tensor | None], inputs: Any, named: Any) -> Tensor:
+        """The norm with these in the place of its own, which are back whatever happens."""
+        own: dict[str, Any] = {name: p for name, p in norm._parameters.items() if name in values and p is not None}
+        given: dict[str, Any] = {name: values[name].to(p.dtype) for name, p in own.items()}  # type: ignore[union-attr]
+        try:
+            norm._parameters.update(given)
+            return self._plain(norm, inputs, named)
+        finally:
+            norm._parameters.update(own)
 
-    def _of_each(self, norm: nn.Module, n: int) -> None:
+    def _of_each(self, norm: nn.Module, inputs: Any, named: Any) -> Tensor:
         """The norm computes with gamma 1 and beta 0; each example's own come behind."""
-        base = {name: p for name, p in norm._parameters.items() if name in ("weight", "bias") and p is not None}
+        own: dict[str, Any] = {n: p for n, p in norm._parameters.items() if n in ("weight", "bias") and p is not None}
+        index_B = self.chosen.indices(list(self.tasks), own["weight"].device)
+        neutral = {name: torch.full_like(p, self.unit if name == "weight" else 0.0) for name, p in own.items()}
+        y = self._with(norm, neutral, inputs, named)
+        y_BxTxD = self.chosen.rows(y, "a norm")
         every = [*self.tasks.values(), norm]
-        index_B = self.chosen.indices(list(self.tasks), base["weight"].device)
-        gamma_BxD = torch.stack([affine.weight for affine in every])[index_B] + (1.0 - self.unit)
-        beta_BxD = torch.stack([affine.bias for affine in every])[index_B] if "bias" in base else None
-        neutral = {"weight": torch.full_like(base["weight"], self.unit)}
-        if "bias" in base:
-            neutral["bias"] = torch.zeros_like(base["bias"])
-        self._put(norm, neutral)
-        self._given = gamma_BxD, beta_BxD
+        gamma_BxD = torch.stack([at.weight.to(y.dtype) for at in every])[index_B] + (1.0 - self.unit)
+        if "bias" not in own:
+            return (y_BxTxD * gamma_BxD.unsqueeze(1)).view_as(y)
+        beta_BxD = torch.stack([at.bias.to(y.dtype) for at in every])[index_B]
+        return torch.addcmul(beta_BxD.unsqueeze(1), y_BxTxD, gamma_BxD.unsqueeze(1)).view_as(y)
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -102,10 +113,11 @@ def _unit(norm: nn.Module) -> float:
 def task_norms(model: nn.Module, *, task: str = "task", where: Callable[[str], bool] | None = None) -> nn.Module:
     """Give a task a gamma and a beta of its own at every norm of `model`, in place, and set the task: the model itself.
 
-    `where` says of a norm's name whether it takes part. ArgumentError for a model without a norm, with what was seen.
+    `where` says of a norm's name whether it takes part. A task that is new finds all else frozen, as in `attach_ticks`.
+    ArgumentError for a model without a norm, with what was seen.
     """
+    new = check_new(model, task)
     found = [(name, module) for name, module in model.named_modules() if is_norm(module)]
-    chosen = chosen_of(model)
     used = [(name, norm) for name, norm in found if where is None or where(name)]
     if not used:
         kinds = dict.fromkeys(type(module).__name__ for module in model.modules() if "orm" in type(module).__name__)
@@ -116,12 +128,14 @@ def task_norms(model: nn.Module, *, task: str = "task", where: Callable[[str], b
         raise ArgumentError(
             "model", type(model).__name__, f"has no layer norm or RMS norm to change; norms seen: {names}"
         )
-    for name, norm in used:
+    if twice := [name for name, norm in used if task in getattr(getattr(norm, "task_norms", None), "tasks", ())]:
+        raise ArgumentError("task", task, f"has a norm of its own at {twice[0]} already")
+    if new:
+        freeze(model)
+    chosen = chosen_of(model)
+    for _, norm in used:
         there = getattr(norm, "task_norms", None)
-        if not isinstance(there, TaskNorm):
-            there = TaskNorm(chosen, norm)
-        if task in there.tasks:
-            raise ArgumentError("task", task, f"has a norm of its own at {name} already")
+        there = there if isinstance(there, TaskNorm) else TaskNorm(chosen, norm)
         there.tasks[task] = Affine(norm)
     set_task(model, task)
     return model

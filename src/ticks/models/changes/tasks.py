@@ -1,5 +1,6 @@
 """Several tasks on one base: whose components take part, for all examples of a batch or for each one."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,17 +18,51 @@ class Chosen:
     def __init__(self) -> None:
         self.name: str | None = None
         self.names: tuple[str, ...] | None = None
+        self.n_tokens: int | None = None  # of each example of a batch of token ids
+        self.brought: dict[str, tuple[str, ...]] = {}  # by task: what of the base its adapter file has put in place
+        self._handle: RemovableHandle | None = None
+        self._indices: dict[Any, Tensor] = {}
+
+    def hook(self, model: nn.Module) -> None:
+        """Look at what the model is given, from now on."""
+        if self._handle is None:
+            self._handle = model.register_forward_pre_hook(self.look, with_kwargs=True)
+
+    def unhook(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle = None
 
     def indices(self, known: Sequence[str], device: torch.device) -> Tensor:
         """Each example's task as a number in `known`; what is not there is `len(known)`: (B,)."""
-        place = {name: i for i, name in enumerate(known)}
-        return torch.tensor([place.get(name, len(known)) for name in self.names or ()], device=device)
+        key = (self.names, tuple(known), str(device))
+        if key not in self._indices:
+            place = {name: i for i, name in enumerate(known)}
+            found = torch.tensor([place.get(name, len(known)) for name in self.names or ()], device=device)
+            self._indices = {of: kept for of, kept in self._indices.items() if of[0] == self.names} | {key: found}
+        return self._indices[key]
 
-    def check(self, model: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    def rows(self, x: Tensor, what: str) -> Tensor:
+        """x with its first dimension for the examples, and one more for what lies within: (B, T, D); where a model has
+        put all tokens behind each other, they are taken apart. ArgumentError for what is not the examples'."""
+        n = len(self.names or ())
+        flat = x.dim() == 2 and self.n_tokens is not None and x.shape[0] == n * self.n_tokens
+        if x.shape[0] != n and not flat:
+            wrong = f"are not the {x.shape[0]} rows that {what} sees: compute one task after the other"
+            raise ArgumentError("task", f"{n} names", wrong)
+        return x.reshape(n, -1, x.shape[-1])
+
+    def look(self, model: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """ArgumentError for a batch of another size than there are names."""
         first = next((x for x in (*inputs, *named.values()) if isinstance(x, Tensor) and x.dim()), None)
-        if self.names is not None and first is not None and len(first) != len(self.names):
+        if first is None:
+            return
+        self.n_tokens = first.shape[1] if first.dim() == 2 and not first.is_floating_point() else None
+        if self.names is not None and len(first) != len(self.names):
             raise ArgumentError("task", f"{len(self.names)} names", f"must be as many as the {len(first)} examples")
+
+
+_EMPTY = nn.ModuleDict()
 
 
 class TaskModule(nn.Module):
@@ -59,12 +94,17 @@ def task_modules(model: nn.Module) -> Iterator[tuple[str, TaskModule]]:
 
 
 def chosen_of(model: nn.Module) -> Chosen:
-    """The model's, made if it has none yet."""
-    found = next((module.chosen for _, module in task_modules(model)), None)
-    if found is None:
-        found = Chosen()
-        model.register_forward_pre_hook(found.check, with_kwargs=True)
-    return found
+    """The model's, made if it has none yet; one for all of it, where its parts had several."""
+    modules = [module for _, module in task_modules(model)]
+    several = list({id(module.chosen): module.chosen for module in modules}.values())
+    chosen, *others = several or [Chosen()]
+    for other in others:
+        other.unhook()
+        chosen.brought |= other.brought
+    for module in modules:
+        module.chosen = chosen
+    chosen.hook(model)
+    return chosen
 
 
 def tasks_of(model: nn.Module) -> list[str]:
@@ -78,9 +118,26 @@ def check_task(model: nn.Module, task: str) -> None:
         raise ArgumentError("task", task, f"is unknown; known: {', '.join(known) or 'none'}")
 
 
+def check_new(model: nn.Module, task: Any) -> bool:
+    """Whether the model has no such task yet. ArgumentError for what cannot be a task's name."""
+    if not isinstance(task, str) or not re.fullmatch(r"[\w-]+", task) or hasattr(_EMPTY, task):
+        valid = "must be of letters, digits, - and _, and nothing that torch calls something else"
+        raise ArgumentError("task", task, valid)
+    return task not in tasks_of(model)
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    """Nothing of it trains any more: the model itself."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model
+
+
 def set_task(model: nn.Module, task: str | Iterable[str] | None) -> None:
     """From now on this task's ticks, norms and head take part; None: the base alone. Names, one per example: each row
-    of the next batches is computed with its own task's. ArgumentError for one that the model does not have."""
+    of the next batches is computed with its own task's. ArgumentError for one that the model does not have.
+
+    With gradient checkpointing, which computes a second time, set another one behind `backward` only."""
     if task is None and not tasks_of(model):
         return
     names = (task,) if isinstance(task, str) else tuple(task or ())
@@ -110,11 +167,3 @@ def parameters_of(model: nn.Module, task: str) -> Iterator[tuple[str, nn.Paramet
         if task in module.tasks:
             for name, parameter in module.tasks[task].named_parameters():
                 yield f"{place}.tasks.{task}.{name}", parameter
-
-
-def rows(x: Tensor, n: int, what: str) -> Tensor:
-    """x with its first dimension for the examples, and one more for what lies within: (B, T, D); where a model has put
-    all tokens behind each other, they are taken apart. ArgumentError for a batch of another size than the names."""
-    if x.shape[0] != n and (x.dim() != 2 or x.shape[0] % n):
-        raise ArgumentError("task", f"{n} names", f"must be as many as the examples; {what} sees {x.shape[0]}")
-    return x.reshape(n, -1, x.shape[-1])

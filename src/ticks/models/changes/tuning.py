@@ -18,7 +18,7 @@ from ticks.models.changes.beside import attach_ticks
 from ticks.models.changes.frozen import train_only
 from ticks.models.changes.task_norm import task_norms
 
-HEAD = r"(^|\.)heads?\."
+HEAD = r"^heads?\."
 
 
 def ticks(
@@ -30,17 +30,18 @@ def ticks(
     activation: str | None = None,
     bias: bool = True,
     norms: bool = True,
+    task: str = "task",
 ) -> None:
     """Ticks beside every FFN (`attach_ticks` says what the arguments are), with `norms` task norms as well."""
-    attach_ticks(model, width, scale=scale, dropout=dropout, activation=activation, bias=bias)
+    attach_ticks(model, width, scale=scale, dropout=dropout, activation=activation, bias=bias, task=task)
     if norms:
-        task_norms(model)
-    _train(model, [r"\.tasks\."])
+        task_norms(model, task=task)
+    _train(model, [rf"\.tasks\.{task}\."])
 
 
-def norms(model: nn.Module) -> None:
-    task_norms(model)
-    _train(model, [r"\.task_norms\."])
+def norms(model: nn.Module, *, task: str = "task") -> None:
+    task_norms(model, task=task)
+    _train(model, [rf"\.task_norms\.tasks\.{task}\."])
 
 
 def head(model: nn.Module) -> None:
