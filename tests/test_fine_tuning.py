@@ -291,6 +291,7 @@ def test_a_model_of_our_own_reads_the_articles_and_then_learns_their_topics(tmp_
     for format, place in (("torch", "model.pt2"), ("adapter", "adapter.safetensors")):
         code, output = run_command(tmp_path, "export", f"run={run}", f"format={format}", program="ticks")
         assert code == 0, output
+        assert "tokens only" not in output, "for any length"
         assert (run / "export" / place).is_file()
     code, output = run_command(tmp_path, "predict", f"run={run}", "text=Shares fell", program="ticks")
     assert code == 0, output

@@ -135,8 +135,11 @@ def rotate(x_BxHxTxK: Tensor, base: float = 10_000.0, *, start: int = 0) -> Tens
     """Turn each pair (x_i, x_{i+K/2}) at position t by the angle t base^(-2i/K) (arXiv 2104.09864). The first position
     is `start`."""
     T, K = x_BxHxTxK.shape[-2:]
-    length = 1 << (start + T - 1).bit_length()  # few tables for all lengths
-    cos_LxK2, sin_LxK2 = rotations(length, K, base, x_BxHxTxK.device, x_BxHxTxK.dtype)
+    if torch.compiler.is_exporting():  # a program computes them for whatever length it is given
+        cos_LxK2, sin_LxK2 = angles(start + T, K, base, x_BxHxTxK.device, x_BxHxTxK.dtype)
+    else:
+        length = 1 << (start + T - 1).bit_length()  # few tables for all lengths
+        cos_LxK2, sin_LxK2 = rotations(length, K, base, x_BxHxTxK.device, x_BxHxTxK.dtype)
     cos_TxK2, sin_TxK2 = cos_LxK2[start : start + T], sin_LxK2[start : start + T]
     first, second = x_BxHxTxK.chunk(2, dim=-1)
     return torch.cat([first * cos_TxK2 - second * sin_TxK2, first * sin_TxK2 + second * cos_TxK2], dim=-1)
@@ -145,6 +148,11 @@ def rotate(x_BxHxTxK: Tensor, base: float = 10_000.0, *, start: int = 0) -> Tens
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)  # made while evaluating, it must serve training too
 def rotations(T: int, K: int, base: float, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`angles`, kept."""
+    return angles(T, K, base, device, dtype)
+
+
+def angles(T: int, K: int, base: float, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the angles t base^(-2i/K), each (T, K / 2)."""
     frequency = base ** (-torch.arange(0, K, 2, device=device, dtype=torch.float32) / K)
     angle_TxK2 = torch.outer(torch.arange(T, device=device, dtype=torch.float32), frequency)
