@@ -77,7 +77,10 @@ def test_keys_are_flat_and_the_command_gives_them_as_key_equals_value(file: Path
     assert content["parameters"]["logger"] == {"value": "wandb"}  # or W&B would see nothing
 
 
-@pytest.mark.parametrize("file", [f for f in SWEEPS if not f.stem.endswith("_large")], ids=lambda file: file.stem)
+KINDS = ("intervals", "norms", "algorithms", "workers", "quality", "tuning")  # the others vary what one of these does
+
+
+@pytest.mark.parametrize("file", [f for f in SWEEPS if f.stem in KINDS], ids=lambda file: file.stem)
 def test_a_combination_trains(file: Path, tmp_path: Path) -> None:
     job = combinations(file)[-1]
     code, output = run_command(tmp_path, *job, *TINY)
