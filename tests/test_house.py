@@ -30,9 +30,10 @@ MAY_KNOW = {  # besides itself
     "report": {"record", "config", "run_directory"},
     "sweep": {"record", "config", "run_directory", "jobs", "signals", "strategy"},
     "config": set(),
+    "timeline": {"models", "strategy"},
 }
 PLAIN_MISTAKES = ("ValueError", "TypeError", "LookupError", "FileNotFoundError")
-PLAIN = ("data", "models", "optim", "tasks", "strategy")  # never see a config object
+PLAIN = ("data", "models", "optim", "tasks", "strategy", "timeline")  # never see a config object
 
 
 def imports(file: Path) -> Iterator[tuple[str, list[str]]]:

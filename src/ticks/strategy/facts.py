@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 # the first is the weight of a worker's numbers in the mean: 0 if they are not finite
-FIELDS = ("weight", "loss", "seconds", "update", "drift", "stop", "bad_step", "lr", "fingerprint")
+FIELDS = ("weight", "loss", "seconds", "update", "drift", "stop", "bad_step", "lr", "fingerprint", "elapsed")
 
 
 def only_weight(weight: float) -> Tensor:

@@ -41,6 +41,7 @@ class Trains(Protocol):
     state_rule: OptimizerState
     ddp_steps: int
     non_finite: Literal["error", "exclude"]
+    seconds_of_training: Callable[[], float]  # this worker's
 
     @property
     def world_size(self) -> int:
@@ -162,7 +163,8 @@ class Rounds:
 
     def facts(self, numbers: Tensor | None = None) -> Tensor:
         drift, lr = 0.0 if self.exchange is None else self.exchange.seen.drift, largest_lr(self.trainee.optimizers)
-        return self.round.row(numbers, drift=drift, stop=float(self.known.stop_wanted), lr=lr)
+        told = {"drift": drift, "stop": float(self.known.stop_wanted), "lr": lr}
+        return self.round.row(numbers, elapsed=self.trainee.seconds_of_training(), **told)
 
     def steps_of_round(self) -> int:
         return self.round.steps

@@ -53,6 +53,7 @@ class Known:
     lr: float = math.nan
     stop_wanted: bool = False  # by this worker: the others are told at the next tick
     seconds_told: float = 0.0  # of the ledger's, what has been logged
+    elapsed: float = 0.0  # seconds of training, of the worker that has had most of them
 
     def learn(self, facts: Everyones, *, is_first: bool) -> None:
         """What the workers that count saw in a round."""
@@ -62,6 +63,7 @@ class Known:
             self.first_loss = self.mean_loss
         self.lr = max(facts["lr"])
         self.slowest = max(facts["seconds"])
+        self.elapsed = max(facts["elapsed"])
 
     def told(self, steps: int, n_excluded: int, ledger: Ledger, seen: Mapping[str, float]) -> dict[str, float]:
         """What loggers are told of a round of so many steps; of what was `seen` only what is a number."""
@@ -81,4 +83,4 @@ class Known:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in vars(self):
-            setattr(self, name, state[f"_{name}"])
+            setattr(self, name, state.get(f"_{name}", getattr(self, name)))  # older checkpoints say less

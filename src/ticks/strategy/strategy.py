@@ -91,6 +91,7 @@ class TickStrategy(WorkerStrategy):
         self.ddp_steps = int(ddp_steps)
         self.non_finite = non_finite
         self.on_tick: list[Callable[[dict[str, float]], None]] = []  # told the facts of each tick, on every worker
+        self.seconds_of_training: Callable[[], float] = lambda: 0.0  # this worker's, for `agreed_seconds`
         self._rounds = Rounds(self)
         self._agreed_model = AgreedModel(self._rounds)
         self._stop_agreed = False
@@ -106,6 +107,11 @@ class TickStrategy(WorkerStrategy):
     def next_tick(self) -> int:
         """The step after which it ends."""
         return self._rounds.round.end
+
+    @property
+    def agreed_seconds(self) -> float:
+        """The most `seconds_of_training` of any worker at the last tick."""
+        return self._rounds.known.elapsed
 
     def describe(self) -> str:
         parts = (self.clock, self.sync, self.wire, self.state_rule)
@@ -280,6 +286,11 @@ class TickStrategy(WorkerStrategy):
         trainer = self.lightning_module.trainer
         if self.world_size > 1 and trainer.should_stop and not self._stop_agreed:
             self._rounds.known.stop_wanted, trainer.should_stop = True, False
+
+    def stop_together(self) -> None:
+        """Training ends after this step; every worker says so."""
+        assert self.lightning_module is not None
+        self._stop_agreed = self.lightning_module.trainer.should_stop = True
 
     # ---- the agreed model ----------------------------------------------------------------------------------------
 

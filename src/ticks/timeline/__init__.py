@@ -1,0 +1,28 @@
+"""What happens when: settings that are functions of the step, and events at their moments."""
+
+from ticks.timeline.action import Action, Event, Setting, Stage
+from ticks.timeline.events import Evaluate, Run, Save, Show, Stop
+from ticks.timeline.settings import Dropout, Freeze, Interval, LrFactor, NormGate, Number, Thaw, TrainOnly, WeightDecay
+from ticks.timeline.timeline import Timeline
+
+__all__ = [
+    "Action",
+    "Dropout",
+    "Evaluate",
+    "Event",
+    "Freeze",
+    "Interval",
+    "LrFactor",
+    "NormGate",
+    "Number",
+    "Run",
+    "Save",
+    "Setting",
+    "Show",
+    "Stage",
+    "Stop",
+    "Thaw",
+    "Timeline",
+    "TrainOnly",
+    "WeightDecay",
+]

@@ -1,0 +1,213 @@
+"""A callback that does what a timeline's entries say, on every worker after the same step.
+
+Timeline({
+    "warmup": {"from": 0, "ramp": 500, "do": NormGate(start=0.0, end=1.0)},
+    "keep": {"every": "20min", "do": Save(name="kept")},
+})
+
+Settings are recomputed wherever a run begins or goes on; of events it is kept which have happened. Seconds are of
+training, those before a stop among them; all workers take the slowest one's, which comes with the message of a tick.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from ticks.arguments import ArgumentError
+from ticks.timeline.action import Event, Setting, Stage
+from ticks.timeline.events import Evaluate
+from ticks.timeline.moments import Entry, Track, entry
+from ticks.timeline.settings import Interval, LrFactor, Timed
+
+Said = Mapping[str, Any]  # {"every": 100, "do": Save()}
+
+
+class Timeline(Callback):
+    """Takes entries by name, or a list of them: {"at" or "every" or "from", "until", "ramp", and "do": an action}.
+
+    ArgumentError, when training is about to start, for moments and actions that cannot be.
+    """
+
+    def __init__(self, entries: Mapping[str, Said] | Sequence[Said] = ()) -> None:
+        if not isinstance(entries, Mapping):
+            entries = {f"{type(said.get('do')).__name__.lower()}{i or ''}": said for i, said in enumerate(entries)}
+        self.said = dict(entries)
+        self.entries: list[Entry] = []
+        self.tracks: list[Track] = []
+        self.listeners: list[Callable[[int, str, Any], None]] = []  # told the step, an entry's name and what it did
+        self._done: dict[str, float] = {}  # by kind: up to where events have happened
+        self._seconds = 0.0  # of training, in earlier processes
+        self._since: float | None = None
+        self._next_setting = self._next_event = math.inf  # steps
+        self._last_step = -1
+        self._ticked = False
+        self._told: dict[str, Any] = {}
+
+    # ---- before training
+
+    def plan(self, total_steps: float) -> list[Entry]:
+        """Its entries in a run of so many steps. ArgumentError for what cannot be."""
+        self.entries = [entry(name, said, total_steps) for name, said in self.said.items()]
+        return self.entries
+
+    def check(self, stage: Stage) -> None:
+        """ArgumentError for settings that find nothing to set, or contradict each other. Optimizers must be there."""
+        by_target: dict[str, list[Entry]] = {}
+        for one in self.entries:
+            if isinstance(one.do, Setting):
+                try:
+                    targets = one.do.targets(stage)
+                except ArgumentError as error:
+                    raise ArgumentError(f"{one.name}.do.{error.argument}", error.value, error.valid) from None
+                for target in targets:
+                    by_target.setdefault(target, []).append(one)
+        self.tracks = [Track(target, entries) for target, entries in by_target.items()]
+        for track in self.tracks:
+            track.check()
+
+    def events(self, kind: str | None = None) -> list[Entry]:
+        """In the order in which they happen."""
+        found = [e for e in self.entries if isinstance(e.do, Event) and (kind is None or kind in e.kinds())]
+        return sorted(found, key=lambda e: e.do.last)  # type: ignore[union-attr, attr-defined]
+
+    def lines(self) -> list[str]:
+        """For people."""
+        return [f"{one.name}: {one}" for one in self.entries]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        steps = trainer.estimated_stepping_batches if self.said else -1
+        self.plan(steps if steps > 0 else math.inf)
+        stage = Stage(trainer, pl_module)
+        self.check(stage)
+        if self.events("ticks") and not hasattr(trainer.strategy, "on_tick"):
+            name = self.events("ticks")[0].name
+            raise ArgumentError(name, "ticks", f"are not there: {type(trainer.strategy).__name__} has none")
+        for track in self.tracks:
+            self._hand_over(track, stage)
+
+    def _hand_over(self, track: Track, stage: Stage) -> None:
+        """To the schedule and the clock, what they say themselves."""
+        first = track.entries[0].do
+        if isinstance(first, LrFactor):
+            first.follow(stage, lambda done: track.value(done + 1))
+        elif isinstance(first, Interval):
+            borders = {b for e in track.entries for b in (e.begin, e.until) if 0 < b < math.inf}
+            strategy: Any = stage.trainer.strategy
+            own = strategy.clock.clock if isinstance(strategy.clock, Timed) else strategy.clock
+            strategy.clock = Timed(own, track.value, borders)
+
+    # ---- while it trains
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step, strategy = self._step(trainer), trainer.strategy
+        self._done.setdefault("steps", -1.0)
+        listeners = getattr(strategy, "on_tick", None)
+        if self.entries and isinstance(listeners, list):
+            if self._on_tick not in listeners:
+                listeners.append(self._on_tick)
+            if hasattr(strategy, "seconds_of_training"):
+                strategy.seconds_of_training = self.seconds
+        self._since = time.perf_counter()
+        self._set(Stage(trainer, pl_module, step=step), step + 1)
+        self._last_step = step
+        self._find_next(step)
+        if self._done["steps"] < step == 0:  # what is to happen before the first step
+            self._happen(Stage(trainer, pl_module, step=0))
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        step = self._last_step + 1
+        if step >= self._next_setting:
+            self._set(Stage(trainer, pl_module, step=step - 1), step)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not self.entries:
+            return
+        step = self._step(trainer)
+        if step == self._last_step:  # in the middle of one
+            return
+        self._last_step = step
+        if step >= self._next_event or self._ticked or self._looks_at_the_clock(trainer):
+            self._happen(Stage(trainer, pl_module, step=step))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for one in self.entries:
+            if isinstance(one.do, Evaluate):
+                one.do.over(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._seconds, self._since = self.seconds(), None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._seconds, self._since = self.seconds(), None
+
+    @staticmethod
+    def _step(trainer: Trainer) -> int:
+        return int(getattr(trainer.strategy, "step", trainer.global_step))
+
+    def seconds(self) -> float:
+        """Of training so far, on this worker."""
+        return self._seconds + (0.0 if self._since is None else time.perf_counter() - self._since)
+
+    # ---- settings
+
+    def _set(self, stage: Stage, step: int) -> None:
+        """Everything as it is in this step."""
+        for track in self.tracks:
+            value = track.set(stage, step)
+            if self._told.get(track.target, track) != value:
+                self._told[track.target] = value
+        self._next_setting = min((track.next_change(step) for track in self.tracks), default=math.inf)
+
+    # ---- events
+
+    def _on_tick(self, metrics: dict[str, float]) -> None:
+        self._ticked = True
+
+    def _looks_at_the_clock(self, trainer: Trainer) -> bool:
+        """Whether seconds decide here, behind every step: where there are no ticks."""
+        return bool(self.events("seconds")) and not hasattr(trainer.strategy, "on_tick")
+
+    def _now(self, trainer: Trainer, step: int) -> dict[str, float]:
+        """By kind, what is over, the same on all workers."""
+        now = {"steps": float(step)}
+        if self._ticked or not hasattr(trainer.strategy, "on_tick"):
+            if self.events("ticks"):
+                now["ticks"] = float(trainer.strategy.ledger.ticks)  # type: ignore[attr-defined]
+            if self.events("seconds"):
+                now["seconds"] = self._agreed_seconds(trainer)
+        return now
+
+    def _agreed_seconds(self, trainer: Trainer) -> float:
+        strategy: Any = trainer.strategy
+        if hasattr(strategy, "agreed_seconds"):
+            return strategy.agreed_seconds if trainer.world_size > 1 else self.seconds()
+        return self.seconds() if trainer.world_size == 1 else strategy.broadcast(self.seconds())
+
+    def _happen(self, stage: Stage) -> None:
+        """All events whose moments have come; those that keep something last."""
+        before, now = dict(self._done), self._now(stage.trainer, stage.step)
+        self._done |= now
+        self._ticked = False
+        for one in self.events():
+            if any(one.due(kind, before.get(kind, 0.0), over) for kind, over in now.items()):  # type: ignore[arg-type]
+                assert isinstance(one.do, Event)
+                said = one.do.happen(stage)
+                for listener in self.listeners:
+                    listener(stage.step, one.name, said)
+        self._find_next(stage.step)
+
+    def _find_next(self, step: int) -> None:
+        self._next_event = min((e.next_step(step) for e in self.events("steps")), default=math.inf)
+
+    # ---- what is kept
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"done": dict(self._done), "seconds": self.seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._done, self._seconds = dict(state_dict["done"]), state_dict["seconds"]

@@ -1,0 +1,329 @@
+"""A timeline in somebody else's project: settings at every step, events at their moments, exact resuming."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, StepLR
+from torch.utils.data import DataLoader
+
+from tests.conftest import run_workers
+from ticks.arguments import ArgumentError
+from ticks.strategy import Outer, Parameters, Streaming, TickStrategy
+from ticks.timeline import (
+    Dropout,
+    Evaluate,
+    Freeze,
+    Interval,
+    LrFactor,
+    NormGate,
+    Number,
+    Run,
+    Save,
+    Stop,
+    Thaw,
+    Timeline,
+    TrainOnly,
+    WeightDecay,
+)  # fmt: skip
+
+STEPS = 8
+
+
+class Small(LightningModule):
+    """Two layers with a norm between them."""
+
+    def __init__(self, scheduler: Any = None) -> None:
+        super().__init__()
+        self.first, self.norm, self.drop, self.last = (
+            nn.Linear(4, 6),
+            nn.LayerNorm(6),
+            nn.Dropout(0.25),
+            nn.Linear(6, 2),
+        )
+        self.scheduler, self.weight = scheduler, 0.5
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.drop(self.norm(self.first(x))))
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        return self(batch).square().mean() + self.weight * 0
+
+    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        self.log("val/loss", self(batch).square().mean())
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.1, weight_decay=0.2)
+        if self.scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
+
+
+class Watch(Callback):
+    """What is used in each step, and which parameters have moved by it."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, Any]] = []
+        self.evaluated: list[int] = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.optimizers[0].register_step_pre_hook(self.look)
+        self.module: Any = pl_module
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.before = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
+
+    def look(self, optimizer: Any, *_: Any) -> None:
+        (group,) = optimizer.param_groups
+        norm = self.module.norm
+        gate = vars(norm)["forward"].a if "forward" in vars(norm) else 1.0
+        self.seen.append({"lr": round(group["lr"], 6), "decay": group["weight_decay"], "gate": gate,
+                          "dropout": self.module.drop.p, "weight": self.module.weight})  # fmt: skip
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        moved = {n.split(".")[0] for n, p in pl_module.named_parameters() if not torch.equal(p, self.before[n])}
+        self.seen[-1]["moved"] = moved
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.evaluated.append(trainer.global_step)
+
+
+def data(rank: int = 0) -> DataLoader:
+    x = torch.randn(2, 4, generator=torch.Generator().manual_seed(rank))  # Lightning begins an epoch's anew on resuming
+    return DataLoader(x.repeat(64, 1), batch_size=2)  # type: ignore[arg-type]
+
+
+def train(
+    entries: Any, home: Path, *, steps: int = STEPS, module: Any = None, resume: Any = None, **arguments: Any
+) -> tuple[Watch, Any, Trainer]:
+    seed_everything(0, verbose=False)
+    module = (module or Small)()  # from the seed
+    watch, timeline = Watch(), Timeline(entries)
+    given = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False,
+             "enable_model_summary": False, "enable_checkpointing": False, "default_root_dir": home,
+             "max_steps": steps, "num_sanity_val_steps": 0, "limit_val_batches": 1, "val_check_interval": 1000,
+             "check_val_every_n_epoch": None, "use_distributed_sampler": False}  # fmt: skip
+    trainer = Trainer(callbacks=[timeline, watch, *arguments.pop("callbacks", [])], **(given | arguments))  # type: ignore[arg-type]
+    loaders: Any = (arguments.get("strategy") and data(trainer.global_rank)) or data()
+    trainer.fit(module, loaders, data(), ckpt_path=resume)
+    return watch, module, trainer
+
+
+def column(watch: Watch, name: str) -> list[Any]:
+    return [row[name] for row in watch.seen]
+
+
+SETTINGS: dict[str, tuple[dict[str, Any], str, list[Any]]] = {
+    "lr": ({"from": 2, "ramp": 2, "do": LrFactor(end=0.5)}, "lr", [0.1, 0.1, 0.075, 0.05, 0.05, 0.05, 0.05, 0.05]),
+    "lr back": ({"from": 2, "until": 4, "do": LrFactor(end=0.0)}, "lr", [0.1, 0.1, 0.0, 0.0, 0.1, 0.1, 0.1, 0.1]),
+    "decay": ({"from": "50%", "do": WeightDecay(start=0.2, end=0.0)}, "decay", [0.2] * 4 + [0.0] * 4),
+    "decay back": ({"from": 1, "until": 3, "do": WeightDecay(start=0.2, end=0.0)}, "decay", [0.2, 0, 0] + [0.2] * 5),
+    "gate": ({"from": 2, "ramp": 4, "do": NormGate()}, "gate", [0, 0, 0.25, 0.5, 0.75, 1, 1, 1]),
+    "gate falls": ({"ramp": 2, "do": NormGate(start=1, end=0)}, "gate", [0.5, 0, 0, 0, 0, 0, 0, 0]),
+    "dropout": ({"from": 6, "do": Dropout(end=0.0)}, "dropout", [0.25] * 6 + [0.0] * 2),
+    "weight": ({"from": 6, "ramp": 4, "do": Number(of="weight", end=1.5)}, "weight", [0.5] * 6 + [0.75, 1.0]),
+    "freeze": ({"from": 2, "until": 5, "do": Freeze("^first")}, "moved",
+               [{"first", "norm", "last"}] * 2 + [{"norm", "last"}] * 3 + [{"first", "norm", "last"}] * 3),
+    "thaw": ({"from": 3, "do": Thaw(["^first", "^norm"])}, "moved", [{"last"}] * 3 + [{"first", "norm", "last"}] * 5),
+    "train only": ({"from": 6, "do": TrainOnly("^last")}, "moved", [{"first", "norm", "last"}] * 6 + [{"last"}] * 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(SETTINGS))
+def test_a_setting_is_what_the_table_says_in_every_step(name: str, tmp_path: Path) -> None:
+    said, key, expected = SETTINGS[name]
+    watch, _, _ = train({"it": said}, tmp_path)
+    assert column(watch, key) == expected
+
+
+def stopped(stop: int, home: Path) -> None:
+    """Each of the settings: 8 steps, and 8 of which so many lie before a checkpoint."""
+    small = partial(Small, partial(LambdaLR, lr_lambda=lambda step: 0.9**step))
+
+    def run(entries: dict[str, Any], **more: Any) -> tuple[Watch, Any, Trainer]:
+        strategy = TickStrategy(interval=1)  # which keeps the states of random generators
+        return train(entries, home, module=small, strategy=strategy, devices=1, **more)
+
+    for name, (said, key, expected) in SETTINGS.items():
+        _, whole, _ = run({"it": said})
+        run({"it": said, "keep": {"at": stop, "do": Save(directory=str(home / name))}})
+        (file,) = (home / name).glob("*.ckpt")
+        watch, resumed, _ = run({"it": said}, resume=file)
+        assert key == "lr" or column(watch, key) == expected[stop:], name
+        assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True)), name
+
+
+@pytest.mark.workers
+@pytest.mark.parametrize("stop", [2, 3, 5])
+def test_a_run_that_is_resumed_anywhere_is_the_run_that_was_not(stop: int, tmp_path: Path) -> None:
+    run_workers(1, stopped, stop, tmp_path)
+
+
+@pytest.mark.parametrize("scheduler", [None, partial(StepLR, step_size=2, gamma=0.5), LambdaLR])
+def test_a_factor_multiplies_what_any_schedule_says(scheduler: Any, tmp_path: Path) -> None:
+    scheduler = partial(LambdaLR, lr_lambda=lambda step: 0.5 ** (step // 2)) if scheduler is LambdaLR else scheduler
+    rates = [0.1] * 8 if scheduler is None else [0.1, 0.1, 0.05, 0.05, 0.025, 0.025, 0.0125, 0.0125]
+    watch, _, trainer = train({"it": {"from": 3, "do": LrFactor(end=0.1)}}, tmp_path, module=partial(Small, scheduler))
+    assert column(watch, "lr") == pytest.approx([r if i < 3 else r / 10 for i, r in enumerate(rates)])
+    plain, _, _ = train({}, tmp_path, module=partial(Small, scheduler))
+    assert column(plain, "lr") == pytest.approx(rates)
+    if isinstance(trainer.lr_scheduler_configs and trainer.lr_scheduler_configs[0].scheduler, StepLR):
+        assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.00625), "lent for a step only"
+
+
+def test_an_empty_timeline_is_none(tmp_path: Path) -> None:
+    _, one, _ = train({}, tmp_path)
+    seed_everything(0, verbose=False)
+    _, other, _ = train({"it": {"from": 2, "do": LrFactor(end=1.0)}}, tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_events_happen_once_after_their_steps(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def call(trainer: Trainer, module: Any) -> None:
+        calls.append(trainer.global_step)
+
+    train({"a": {"at": [0, 3], "do": Run(call)}, "b": {"every": 4, "do": Run(call)}}, tmp_path)
+    assert calls == [0, 3, 4, 8]
+    calls.clear()
+    keep = {"at": 4, "do": Save(directory=str(tmp_path / "kept"))}
+    train({"keep": keep, "b": {"every": 2, "do": Run(call)}}, tmp_path)
+    assert calls == [2, 4, 6, 8]
+    calls.clear()
+    (file,) = (tmp_path / "kept").iterdir()
+    train({"keep": keep, "b": {"every": 2, "do": Run(call)}}, tmp_path, resume=file)
+    assert calls == [6, 8], "what happened before the checkpoint does not again"
+
+
+def test_evaluations_and_the_end(tmp_path: Path) -> None:
+    watch, _, trainer = train({"look": {"at": [2, 5], "do": Evaluate()}, "end": {"at": 6, "do": Stop()}}, tmp_path)
+    assert watch.evaluated[:2] == [2, 5]
+    assert trainer.global_step == 6
+    watch, _, _ = train({"look": {"at": 2, "do": Evaluate()}}, tmp_path, val_check_interval=4)
+    assert watch.evaluated == [2, 4, 8], "and as often as without"
+
+
+def test_seconds_are_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("ticks.timeline.timeline.time.perf_counter", lambda: now[0])
+    calls: list[int] = []
+
+    class Slow(Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            now[0] += 40.0
+
+    entries = {"a": {"every": "2min", "do": Run(lambda trainer, module: calls.append(trainer.global_step))}}
+    train(entries, tmp_path, callbacks=[Slow()])
+    assert calls == [3, 6]
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"do": Freeze("nothing")}, r"it\.do\.match='nothing' matches no parameter; there are first.weight"),
+    ({"do": Freeze("[")}, r"it\.do\.match='\[' is no regular expression"),
+    ({"do": NormGate(sites="blocks.*")}, r"it\.do\.sites='blocks\.\*' fits no norm; there are norm"),
+    ({"do": Dropout(end=0.0, match="x")}, r"it\.do\.match='x' fits no dropout; there are drop"),
+    ({"do": Number(of="regulariser.weight", end=1.0)}, r"it\.do\.of='regulariser\.weight' is no number of Small"),
+    ({"do": Interval(end=4)}, r"it\.do\.end=4 is of no use: SingleDeviceStrategy has no clock"),
+    ({"at": "tick 3", "do": Save()}, r"it='ticks' are not there: SingleDeviceStrategy has none"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("said", "message"), WRONG)
+def test_what_cannot_be_is_told_before_the_first_step(said: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        train({"it": said}, tmp_path)
+
+
+def test_a_list_of_entries_does_as_well(tmp_path: Path) -> None:
+    watch, _, _ = train([{"from": 6, "do": Dropout(end=0.0)}, {"every": 4, "do": Evaluate()}], tmp_path)
+    assert column(watch, "dropout") == [0.25] * 6 + [0.0] * 2
+    assert watch.evaluated == [4, 8]
+
+
+# ---- several workers
+
+
+STRATEGIES = {
+    "ticks": lambda: TickStrategy(interval=3),
+    "parameters": lambda: TickStrategy(interval=3, sync=Parameters()),
+    "diloco": lambda: TickStrategy(
+        interval=3, sync=Outer(partial(torch.optim.SGD, lr=0.7, momentum=0.5, nesterov=True))
+    ),
+    "streaming": lambda: TickStrategy(interval=4, sync=Streaming(fragments=2)),
+}
+
+
+def thawed(strategy: str, home: Path) -> dict[str, Any]:
+    entries = {"thaw": {"from": 4, "do": Thaw("^first")}, "gate": {"from": 1, "ramp": 5, "do": NormGate()}}
+    watch, module, _ = train(entries, home, steps=9, strategy=STRATEGIES[strategy](), devices=2)
+    return {"moved": column(watch, "moved"), "end": [p.detach().clone() for p in module.parameters()],
+            "gate": column(watch, "gate")}  # fmt: skip
+
+
+@pytest.mark.workers
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
+def test_workers_agree_though_what_trains_changes(strategy: str, tmp_path: Path) -> None:
+    one, other = run_workers(2, thawed, strategy, tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(one["end"], other["end"], strict=True))
+    assert one["gate"] == [0, 0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1]
+    assert all("first" not in moved for moved in one["moved"][:4])
+    assert all("first" in moved for moved in one["moved"][5:])
+
+
+def timed(home: Path) -> dict[str, Any]:
+    """Worker 1 is twice as slow; a tick every 4 steps."""
+    import time as clock
+
+    calls: list[int] = []
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else None
+
+    class Slow(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+            clock.sleep(0.01 * (1 + 2 * trainer.global_rank))
+
+    entries = {
+        "a": {"every": "0.2s", "do": Run(lambda trainer, module: calls.append(trainer.strategy.step))},
+        "b": {"every": "2 ticks", "do": Run(lambda trainer, module: calls.append(-trainer.strategy.step))},
+    }
+    _, _, trainer = train(entries, home, steps=24, strategy=TickStrategy(interval=4), devices=2, callbacks=[Slow()])
+    return {"calls": calls, "messages": trainer.strategy.ledger.messages, "rank": rank}  # type: ignore[attr-defined]
+
+
+def plain(home: Path) -> int:
+    _, _, trainer = train({}, home, steps=24, strategy=TickStrategy(interval=4), devices=2)
+    return trainer.strategy.ledger.messages  # type: ignore[attr-defined]
+
+
+@pytest.mark.workers
+def test_a_moment_on_the_clock_is_the_same_tick_for_workers_of_different_speed(tmp_path: Path) -> None:
+    one, other = run_workers(2, timed, tmp_path)
+    assert one["calls"] == other["calls"]
+    assert [-step for step in one["calls"] if step < 0] == [8, 16, 24]
+    seconds = [step for step in one["calls"] if step > 0]
+    assert len(seconds) >= 2
+    assert all(step % 4 == 0 for step in seconds)
+    assert one["messages"] == run_workers(2, plain, tmp_path)[0], "and no message is added"
+
+
+def stretched(home: Path) -> list[int]:
+    lengths: list[int] = []
+    strategy = TickStrategy(interval=2)
+
+    class Ticks(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+            strategy.on_tick.append(lambda metrics: lengths.append(int(metrics["tick/interval"])))
+
+    train({"grow": {"from": 5, "until": 13, "do": Interval(end=4)}}, home, steps=16, strategy=strategy, devices=2,
+          callbacks=[Ticks()])  # fmt: skip
+    return lengths
+
+
+@pytest.mark.workers
+def test_the_interval_is_a_setting(tmp_path: Path) -> None:
+    one, other = run_workers(2, stretched, tmp_path)
+    assert one == other == [2, 2, 1, 4, 4, 1, 2]
