@@ -1,6 +1,7 @@
 """The only place that builds: of a configuration, all that a run is made of."""
 
 import logging
+import math
 import os
 import shutil
 import sys
@@ -30,6 +31,7 @@ from ticks.record.progress import ProgressLine
 from ticks.strategy import Refused
 from ticks.strategy.identity import Identity
 from ticks.strategy.workers import WorkerStrategy
+from ticks.timeline import Stage, Timeline
 
 QUIET = (  # messages of our libraries that say nothing a user can act on
     ".*does not have many workers.*",
@@ -58,6 +60,7 @@ class Parts:
     task: LightningModule
     uses_model: bool  # else the task has one of its own
     own_optimizer: bool  # of the task
+    optimizer: Any = None  # one like that which it will have, if the task has none of its own
 
     @property
     def measures(self) -> list[Measure]:
@@ -117,9 +120,8 @@ def parts(config: DictConfig, choices: Mapping[str, str], checkpoint: str | None
     own_optimizer = is_overridden("configure_optimizers", task, LightningModule) and "optimizer" not in made
     if not is_overridden("configure_optimizers", task, LightningModule):
         task.configure_optimizers = lambda: configure(task, **how)
-    if not own_optimizer:
-        _check_optimizer(how["optimizer"], how["parameter_groups"], task)
-    return Parts(data, task, uses_model, own_optimizer)
+    like = None if own_optimizer else _checked_optimizer(how["optimizer"], how["parameter_groups"], task)
+    return Parts(data, task, uses_model, own_optimizer, like)
 
 
 def _shape_of(data: Any, checkpoint: str | None) -> dict[str, Any]:
@@ -179,14 +181,14 @@ def _compile(model: torch.nn.Module, how: bool | str) -> None:
     model.compile(backend="inductor" if how is True else how)
 
 
-def _check_optimizer(make: Any, rules: list[Rule], task: LightningModule) -> None:
-    """ConfigError now for what would be refused when training begins."""
+def _checked_optimizer(make: Any, rules: list[Rule], task: LightningModule) -> Any:
+    """One like that of the training. ConfigError now for what would be refused when that begins."""
     try:
         groups = grouped(task, rules, lr=1.0)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     try:
-        make(groups)
+        return make(groups)
     except (TypeError, ValueError) as error:
         raise ConfigError(under("optimizer", error)) from None
 
@@ -225,6 +227,7 @@ class Assembled:
     def notes(self, choices: Mapping[str, str]) -> list[str]:
         """What a person should know before training: a line each."""
         notes, steps = self.parts.notes(choices), self.trainer.max_steps
+        notes += [f"timeline: {line}" for c in self.trainer.callbacks if isinstance(c, Timeline) for line in c.lines()]  # type: ignore[attr-defined]
         warmup = self.config.schedule.get("warmup_steps", 0) if self.config.schedule else 0
         if isinstance(warmup, int) and 0 < steps <= warmup and not self.parts.own_optimizer:
             notes.append(
@@ -247,12 +250,14 @@ def assemble(job: Job, me: Identity, worker_command: list[str]) -> Assembled:
         tokens_per_step=contract.tokens_per_step(made.data),
         every_n_steps=config.trainer.get("log_every_n_steps") or 50,
     )
+    timeline = _timeline(config)
+    timeline.listeners.append(record.happened)
     _choose_accelerator(config.trainer, says=me.rank == 0)
     trainer = trainer_of(
         config,
         made.data,
         strategy=strategy,
-        callbacks=[*_built(config, "callbacks"), record, ProgressLine()] if fitting else [ProgressLine()],
+        callbacks=[*_built(config, "callbacks"), timeline, record, ProgressLine()] if fitting else [ProgressLine()],
         logger=_loggers(config, me.rank) if fitting else False,
         default_root_dir=str(run_dir),
         enable_checkpointing=fitting,
@@ -260,6 +265,8 @@ def assemble(job: Job, me: Identity, worker_command: list[str]) -> Assembled:
     assert isinstance(trainer.strategy, WorkerStrategy)
     worker_batch_size = _worker_batch_size(made.data, trainer)
     _check_strategy(strategy, trainer, made.task, fitting=fitting)
+    if fitting:
+        _check_timeline(timeline, trainer, made)
     if config.get("gap") and not hasattr(made.data, "split_dataloader"):
         raise ConfigError(
             f"gap=true: {type(made.data).__name__} has no split_dataloader to measure the training split with"
@@ -271,6 +278,30 @@ def assemble(job: Job, me: Identity, worker_command: list[str]) -> Assembled:
 
 def _built(config: DictConfig, group: str) -> list[Any]:
     return [build(node, f"{group}.{name}") for name, node in (config.get(group) or {}).items() if node]
+
+
+def _timeline(config: DictConfig) -> Timeline:
+    """ConfigError for an action that cannot be."""
+    said: dict[str, Any] = {}
+    for name, node in (config.get("timeline") or {}).items():
+        if not isinstance(node, DictConfig):
+            if node is None:
+                continue
+            raise ConfigError(f"timeline.{name}={node} must have at:, every: or from:, and do: an action")
+        plain: Any = OmegaConf.to_container(node, resolve=True)
+        said[str(name)] = plain | {"do": build(node.get("do"), f"timeline.{name}.do")}
+    return Timeline(said)
+
+
+def _check_timeline(timeline: Timeline, trainer: Trainer, made: Parts) -> None:
+    """ConfigError for what the timeline could not do when its time comes."""
+    steps = trainer.max_steps if trainer.max_steps > 0 else math.inf
+    optimizers = None if made.optimizer is None else (made.optimizer,)
+    try:
+        timeline.plan(steps)
+        timeline.check(Stage(trainer, made.task, made=optimizers, given=made.data))
+    except ArgumentError as error:
+        raise ConfigError(under("timeline", error)) from None
 
 
 def _loggers(config: DictConfig, rank: int) -> list[Any]:

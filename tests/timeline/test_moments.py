@@ -106,7 +106,7 @@ def test_after_which_steps_an_event_happens(said: dict[str, Any], expected: list
         ({"at": 9, "do": Save()}, "it.at=9 is behind the end: 9, the run has 8 steps"),
         ({"at": 3, "ramp": 3, "do": Save()}, "it.ramp=3 is for settings; Save is an event"),
         ({"at": 3, "until": 3, "do": Save()}, "it.until=3 is for what happens every so often"),
-        ({"at": 3, "do": LrFactor(end=0.0)}, "it.at=3 is for events; LrFactor is a setting, which holds from: and until:"),
+        ({"at": 3, "do": LrFactor(end=0.0)}, "it.at=3 is for events; LrFactor is a setting, which holds from:"),
         ({"from": "tick 3", "do": LrFactor(end=0.0)}, "it.from='tick 3' must be a number of steps or a share of them"),
         ({"from": 5, "until": 4, "do": LrFactor(end=0.0)}, "it.until=4 must be behind from=5"),
         ({"from": 8, "do": LrFactor(end=0.0)}, "it.from=8 is the end of the run, which has 8 steps"),

@@ -326,4 +326,4 @@ def stretched(home: Path) -> list[int]:
 @pytest.mark.workers
 def test_the_interval_is_a_setting(tmp_path: Path) -> None:
     one, other = run_workers(2, stretched, tmp_path)
-    assert one == other == [2, 2, 1, 4, 4, 1, 2]
+    assert one == other == [2, 2, 1, 3, 4, 1, 1, 2]

@@ -16,8 +16,9 @@ NEEDED = ("name", "seed", "resume", "test", "run_dir", "parameter_groups", "trai
 TOP_LEVEL = {
     "name", "seed", "resume", "test", "run_dir", "parameter_groups", "data", "model", "task", "optimizer", "schedule",
     "strategy", "trainer", "callbacks", "logger", "pretrained", "tuning", "gap", "changes",
+    "timeline",
 }  # fmt: skip
-EXTENSIBLE = ("trainer.", "callbacks.", "logger.")  # to which experiment and debug files may add
+EXTENSIBLE = ("trainer.", "callbacks.", "logger.", "timeline.")  # to which experiment and debug files may add
 MOVED = {  # by what they were once called
     "sample_bytes": "task.sample_bytes", "sample_prompt": "task.sample_prompt", "task.lr": "optimizer.lr",
     "task.weight_decay": "optimizer.weight_decay", "task.betas": "optimizer.betas", "task.eps": "optimizer.eps",

@@ -96,6 +96,13 @@ class Record(Callback):
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._running_since = time.perf_counter()
 
+    def happened(self, trainer: Trainer, name: str, said: Any) -> None:
+        """An event of a timeline, or a setting's new value: a row, and a mark for other loggers."""
+        self.write(trainer, {f"timeline/{name}": 1 if said is None else said})
+        number = said if isinstance(said, int | float) else 1
+        for logger in trainer.loggers if trainer.is_global_zero else ():
+            logger.log_metrics({f"timeline/{name}": float(number)}, step=self._step(trainer))
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._pause()
 

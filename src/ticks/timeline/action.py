@@ -17,10 +17,16 @@ class Stage:
     module: Any
     say: Callable[[str], None] = print
     step: int = 0
+    made: tuple[Any, ...] | None = None  # optimizers, where the trainer has none yet
+    given: Any = None  # data, where the trainer has none yet
+
+    @property
+    def data(self) -> Any:
+        return getattr(self.trainer, "datamodule", None) if self.given is None else self.given
 
     @property
     def optimizers(self) -> list[Any]:
-        return list(self.trainer.optimizers)
+        return list(self.trainer.optimizers if self.made is None else self.made)
 
 
 class Action(ABC):  # noqa: B024  # what it can do is a setting's or an event's

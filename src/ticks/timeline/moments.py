@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from ticks.arguments import ArgumentError, at_least, is_whole
+from ticks.arguments import ArgumentError, is_whole
 from ticks.timeline.action import Action, Event, Setting
 
 Kind = Literal["steps", "ticks", "seconds"]
@@ -45,7 +45,7 @@ def moment(argument: str, said: Any, total_steps: float, *, length: bool = False
         n = float(text.split()[0])
     elif found := re.fullmatch(r"(\d+(?:\.\d+)?) ?%", text):
         if not math.isfinite(total_steps):
-            raise ArgumentError(argument, said, "is a share of a run without an end: give trainer.max_steps")
+            raise ArgumentError(argument, said, "is a share of a run without an end: give it a number of steps")
         n = float(round(float(found[1]) / 100 * total_steps))
     elif found := re.fullmatch(r"(\d+) ticks?" if length else r"ticks? (\d+)", text):
         kind, n = "ticks", float(found[1])
@@ -82,6 +82,12 @@ class Entry:
         if not self.holds(step):
             return 0.0
         return 1.0 if not self.ramp else min(1.0, (step - self.begin) / self.ramp)
+
+    def state(self, step: int) -> str:
+        """A word for it in this step."""
+        if not self.holds(step):
+            return "rests"
+        return "ramps" if self.share(step) < 1 else "holds"
 
     def next_change(self, step: int) -> float:
         """The first step behind this one in which its share may be another."""
@@ -177,7 +183,6 @@ def _step(name: str, key: str, said: Any, total_steps: float) -> float:
         raise ArgumentError(
             f"{name}.{key}", said, "must be a number of steps or a share of them: it is known beforehand"
         )
-    at_least(0, **{f"{name}.{key}": int(found.n)})
     return found.n
 
 

@@ -98,6 +98,9 @@ class _Training(Setting):
 
     def targets(self, stage: Stage) -> list[str]:
         named = dict(stage.module.named_parameters())
+        if stage.trainer.world_size > 1 and type(stage.trainer.strategy).__name__.startswith("DDP"):
+            wrong = "cannot change while DDP trains: TickStrategy(interval=1) does what that does, and allows it"
+            raise ArgumentError("match", self.match, wrong)
         for pattern in self.match:
             try:
                 hits = [name for name in named if re.search(pattern, name)]
@@ -106,7 +109,10 @@ class _Training(Setting):
             if not hits:
                 raise ArgumentError("match", pattern, f"matches no parameter; there are {_some(named)}")
         self._at_start = {f"whether {name} trains": p.requires_grad for name, p in named.items()}
-        return [f"whether {name} trains" for name in named if self._is_meant(name)]
+        meant = [name for name in named if self._is_meant(name)]
+        for name in meant:
+            named[name].thaws = isinstance(self, Thaw)  # type: ignore[attr-defined]  # what is frozen now is to change
+        return [f"whether {name} trains" for name in meant]
 
     def _matches(self, name: str) -> bool:
         return any(re.search(pattern, name) for pattern in self.match)
@@ -196,7 +202,7 @@ class Number(Setting):
 
     def _owner(self, stage: Stage) -> tuple[Any, str]:
         *path, attribute = self.of.split(".")
-        owner = stage.trainer.datamodule if path[:1] == ["data"] else stage.module
+        owner = stage.data if path[:1] == ["data"] else stage.module
         for name in path[1:] if path[:1] == ["data"] else path:
             owner = getattr(owner, name, None)
         return owner, attribute
@@ -237,7 +243,7 @@ class Interval(Setting):
     begins to hold and where it holds no more."""
 
     def __init__(self, *, end: int, start: int | None = None) -> None:
-        at_least(1, end=end, **({} if start is None else {"start": start}))
+        at_least(1, end=end, start=end if start is None else start)
         self.end, self.start = end, start
 
     def targets(self, stage: Stage) -> list[str]:
@@ -264,7 +270,7 @@ class Timed(Clock):
 
     def next_interval(self, facts: Facts) -> int:
         said = self._interval(facts.step + 1)
-        own = self.clock.next_interval(facts) if said is None else said
+        own = self.clock.next_interval(facts) if said is None else said - facts.step % said
         border = next((b for b in self._borders if b > facts.step), None)
         return own if border is None else max(1, min(own, int(border) - facts.step))
 

@@ -37,14 +37,14 @@ class Timeline(Callback):
         self.said = dict(entries)
         self.entries: list[Entry] = []
         self.tracks: list[Track] = []
-        self.listeners: list[Callable[[int, str, Any], None]] = []  # told the step, an entry's name and what it did
+        self.listeners: list[Callable[[Trainer, str, Any], None]] = []  # told an entry's name and what it did or is
         self._done: dict[str, float] = {}  # by kind: up to where events have happened
         self._seconds = 0.0  # of training, in earlier processes
         self._since: float | None = None
         self._next_setting = self._next_event = math.inf  # steps
         self._last_step = -1
         self._ticked = False
-        self._told: dict[str, Any] = {}
+        self._told: dict[str, str] = {}  # by a setting's name: what listeners know
 
     # ---- before training
 
@@ -67,6 +67,9 @@ class Timeline(Callback):
         self.tracks = [Track(target, entries) for target, entries in by_target.items()]
         for track in self.tracks:
             track.check()
+        if self.events("ticks") and not hasattr(stage.trainer.strategy, "on_tick"):
+            name = self.events("ticks")[0].name
+            raise ArgumentError(name, "ticks", f"are not there: {type(stage.trainer.strategy).__name__} has none")
 
     def events(self, kind: str | None = None) -> list[Entry]:
         """In the order in which they happen."""
@@ -82,9 +85,6 @@ class Timeline(Callback):
         self.plan(steps if steps > 0 else math.inf)
         stage = Stage(trainer, pl_module)
         self.check(stage)
-        if self.events("ticks") and not hasattr(trainer.strategy, "on_tick"):
-            name = self.events("ticks")[0].name
-            raise ArgumentError(name, "ticks", f"are not there: {type(trainer.strategy).__name__} has none")
         for track in self.tracks:
             self._hand_over(track, stage)
 
@@ -158,9 +158,12 @@ class Timeline(Callback):
     def _set(self, stage: Stage, step: int) -> None:
         """Everything as it is in this step."""
         for track in self.tracks:
-            value = track.set(stage, step)
-            if self._told.get(track.target, track) != value:
-                self._told[track.target] = value
+            track.set(stage, step)
+        for one in self.entries:
+            if isinstance(one.do, Setting) and (state := one.state(step)) != self._told.get(one.name, "rests"):
+                self._told[one.name] = state
+                for listener in self.listeners:
+                    listener(stage.trainer, one.name, state)
         self._next_setting = min((track.next_change(step) for track in self.tracks), default=math.inf)
 
     # ---- events
@@ -198,7 +201,7 @@ class Timeline(Callback):
                 assert isinstance(one.do, Event)
                 said = one.do.happen(stage)
                 for listener in self.listeners:
-                    listener(stage.step, one.name, said)
+                    listener(stage.trainer, one.name, said)
         self._find_next(stage.step)
 
     def _find_next(self, step: int) -> None:

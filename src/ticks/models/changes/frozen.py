@@ -35,7 +35,9 @@ def frozen(model: nn.Module) -> dict[str, Tensor]:
     for place, module in model.named_modules(remove_duplicate=False):
         own = [p for p in module._parameters.values() if p is not None]
         kept: dict[str, Any] = {
-            name: p for name, p in module._parameters.items() if p is not None and not p.requires_grad
+            name: p
+            for name, p in module._parameters.items()
+            if p is not None and not p.requires_grad and not getattr(p, "thaws", False)
         }
         if own and len(kept) == len(own):
             temporary = module._non_persistent_buffers_set

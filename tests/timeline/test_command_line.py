@@ -1,0 +1,85 @@
+"""`timeline=` from the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import only_run, run_command, run_forked
+from ticks.record.metrics import MetricsFile
+
+SMALL = ("debug=fast", "optimizer=adamw", "model.n_layers=4", "trainer.max_steps=20", "test=false", "task.sample_bytes=0",
+         "strategy.clock.interval=4")  # fmt: skip
+
+
+def marks(run: Path) -> dict[str, list[tuple[int, str]]]:
+    found: dict[str, list[tuple[int, str]]] = {}
+    for row in MetricsFile(run / "metrics.csv").rows():
+        for key, value in row.items():
+            if key.startswith("timeline/") and value:
+                found.setdefault(key.removeprefix("timeline/"), []).append((int(row["step"]), value))
+    return found
+
+
+def test_several_files_compose_and_one_value_of_one_is_changed(tmp_path: Path) -> None:
+    code, output = run_forked(
+        2, tmp_path, *SMALL, "timeline=[norm_warmup,checkpoint_and_evaluate,interval_growth]", "timeline.save.every=8",
+        "timeline.evaluate=null",
+    )  # fmt: skip
+    assert code == 0, output
+    assert "timeline: norm_warmup: from step 1, over 4 steps: NormGate(start=0.0, end=1.0, sites=['*'])" in output
+    run = only_run(tmp_path)
+    assert sorted(file.name for file in (run / "checkpoints").glob("kept*.ckpt")) == [
+        "kept-00000008.ckpt", "kept-00000016.ckpt",
+    ]  # fmt: skip
+    found = marks(run)
+    assert found["norm_warmup"] == [(0, "ramps"), (3, "holds")]
+    assert [step for step, _ in found["save"]] == [8, 16]
+    assert found["four"] == [(5, "holds"), (10, "rests")]
+    rows = MetricsFile(run / "metrics.csv").rows()
+    assert [int(row["step"]) for row in rows if row.get("tick/loss")] == [2, 4, 5, 8, 10, 12, 16, 20]
+    assert json.loads((run / "summary.json").read_text())["status"] == "finished"
+
+
+def test_a_resumed_run_with_everything_at_once_is_exact(tmp_path: Path) -> None:
+    options = (*SMALL, "timeline=[norm_warmup,lr_steps,freeze_then_thaw]", "trainer.val_check_interval=7")
+    code, output = run_forked(2, tmp_path, *options)
+    assert code == 0, output
+    run = only_run(tmp_path)
+    final = run / "checkpoints" / "final.ckpt"
+    whole = torch.load(final, weights_only=True)["state_dict"]
+    for file in run.glob("checkpoints/*.ckpt"):
+        if "step-00000007" not in file.name:
+            file.unlink()
+    code, output = run_forked(2, tmp_path, f"resume={run}")
+    assert code == 0, output
+    again = torch.load(final, weights_only=True)["state_dict"]
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("timeline=norm_warmup", "timeline.norm_warmup.ramp=fast"),
+            "timeline.norm_warmup.ramp='fast' must be a number",
+        ),
+        (
+            ("timeline=norm_warmup", "timeline.norm_warmup.do.sites=nothing"),
+            "timeline.norm_warmup.do.sites='nothing' fits",
+        ),
+        (("timeline=lr_steps", "timeline.tenth.until=80%"), "sets the learning rate's factor while tenth does"),
+        (("timeline=lr_step",), "timeline=lr_step is unknown; did you mean 'lr_steps'"),
+        (("timeline=lr_steps", "timeline.tenth.do.ends=3"), "unknown key 'timeline.tenth.do.ends'"),
+        (("timeline=lr_steps", "+timeline.tenth.do.ends=3"), "takes no 'ends'; did you mean 'end'"),
+        (("timeline=checkpoint_and_evaluate", "timeline.save.every=0"), "timeline.save.every=0 must be above 0"),
+        (("timeline=freeze_then_thaw", "model.n_layers=2"), r"timeline.layer_2.do.match='\\bblocks\\.2\\.' matches no"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_begins(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    code, output = run_command(tmp_path, "debug=fast", *arguments)
+    assert code == 2, output
+    assert message in output
+    assert "Traceback" not in output
+    assert not [*tmp_path.glob("logs/runs/*")]
