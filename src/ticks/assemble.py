@@ -293,6 +293,17 @@ def _timeline(config: DictConfig) -> Timeline:
     return Timeline(said)
 
 
+def planned(config: DictConfig) -> list[str]:
+    """A timeline's entries in the order in which they begin, for people. ConfigError for what cannot be."""
+    check_targets(config.timeline, "timeline")
+    timeline, steps = _timeline(config), config.trainer.max_steps
+    try:
+        entries = timeline.plan(steps if steps and steps > 0 else math.inf)
+    except ArgumentError as error:
+        raise ConfigError(under("timeline", error)) from None
+    return [f"{one.name}: {one}" for one in sorted(entries, key=lambda one: one.first)]
+
+
 def _check_timeline(timeline: Timeline, trainer: Trainer, made: Parts) -> None:
     """ConfigError for what the timeline could not do when its time comes."""
     steps = trainer.max_steps if trainer.max_steps > 0 else math.inf

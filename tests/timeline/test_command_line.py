@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import only_run, run_command, run_forked
+from tests.conftest import REPOSITORY, only_run, run_command, run_forked
 from ticks.record.metrics import MetricsFile
 
 SMALL = ("debug=fast", "optimizer=adamw", "model.n_layers=4", "trainer.max_steps=20", "test=false", "task.sample_bytes=0",
@@ -83,3 +83,19 @@ def test_a_mistake_is_one_line_before_anything_begins(arguments: tuple[str, ...]
     assert message in output
     assert "Traceback" not in output
     assert not [*tmp_path.glob("logs/runs/*")]
+
+
+def test_the_list_is_printed_without_training(tmp_path: Path) -> None:
+    code, output = run_command(
+        REPOSITORY, "timeline", "timeline=[lr_steps,checkpoint_and_evaluate]", "trainer.max_steps=200", program="ticks"
+    )
+    assert code == 0, output
+    assert output.splitlines()[-4:] == [
+        "evaluate: every 12.5%: Evaluate()",
+        "save: every 25%: Save(name=kept, directory=RUN_DIR/checkpoints)",
+        "tenth: from step 101 to 150: LrFactor(start=1.0, end=0.1)",
+        "hundredth: from step 151: LrFactor(start=1.0, end=0.01)",
+    ]
+    code, output = run_command(tmp_path, "timeline", program="ticks")
+    assert code == 2
+    assert "there is no configs/train.yaml here" in output

@@ -7,6 +7,7 @@
   predict run=RUN_DIR text=TEXT               what its model says of a text
   report RUN_DIR [RUN_DIR ...] [out=FILE]     compare runs: table and figure
   sweep SWEEP.yaml [KEY=VALUE ...]            run a sweep's whole grid here
+  timeline [KEY=VALUE ...]                    what happens when in a run
 
 ticks COMMAND --help, or ticks help COMMAND, tells more of each.
 """
@@ -30,6 +31,7 @@ COMMANDS = (
     "predict",
     "report",
     "sweep",
+    "timeline",
 )  # modules of this package; their docstrings are the help
 
 

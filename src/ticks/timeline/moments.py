@@ -71,6 +71,12 @@ class Entry:
     until: float = math.inf  # and when it holds no more
     ramp: int = 0  # steps
 
+    @property
+    def first(self) -> float:
+        """The step before its first, as far as that is known."""
+        known = [m.n for m in (*self.at, *([self.every] if self.every else [])) if m.kind == "steps"]
+        return min(known, default=0.0) if isinstance(self.do, Event) else float(self.begin)
+
     # ---- a setting
 
     def holds(self, step: int) -> bool:
