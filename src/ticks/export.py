@@ -142,22 +142,23 @@ def _exported(model: nn.Module, x: Tensor) -> tuple[Any, str]:
     return program, ""
 
 
-def _others(model: nn.Module, x: Tensor, note: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Other batches, and other lengths if those are free, with what the model makes of them."""
-    for other in (x[:3], *((x[:2, : max(2, x.shape[1] // 2)],) if x.dim() == 2 and not note else ())):
-        yield other, model(other).detach()
+def _checked(
+    again: Callable[[Tensor], Tensor], model: nn.Module, x: Tensor, expected: Tensor, place: Path, note: str
+) -> Iterator[str]:
+    """What was written, on this batch, on a smaller one and, if lengths are free, on shorter ones."""
+    if note:
+        yield note
+    yield _compared(again(x), expected, place)
+    shorter = [x[:2, : max(2, x.shape[1] // 2)]] if x.dim() == 2 and not note else []
+    for other in (x[:3], *shorter):
+        _compared(again(other), model(other).detach(), place)
+    yield _size(place)
 
 
 def _program(model: nn.Module, place: Path, x: Tensor, expected: Tensor, *_: Any) -> Iterator[str]:
     program, note = _exported(model, x)
     torch.export.save(program, place)
-    again = torch.export.load(place).module()
-    if note:
-        yield note
-    yield _compared(again(x), expected, place)
-    for other, answer in _others(model, x, note):
-        _compared(again(other), answer, place)
-    yield _size(place)
+    yield from _checked(torch.export.load(place).module(), model, x, expected, place, note)
 
 
 def _onnx(model: nn.Module, place: Path, x: Tensor, expected: Tensor, *_: Any) -> Iterator[str]:
@@ -179,12 +180,7 @@ def _onnx(model: nn.Module, place: Path, x: Tensor, expected: Tensor, *_: Any) -
     def run(x: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
-    if note:
-        yield note
-    yield _compared(run(x), expected, place)
-    for other, answer in _others(model, x, note):
-        _compared(run(other), answer, place)
-    yield _size(place)
+    yield from _checked(run, model, x, expected, place, note)
 
 
 def _int8(model: nn.Module, place: Path, x: Tensor, expected: Tensor, task: Any, data: Any) -> Iterator[str]:
