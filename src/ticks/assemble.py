@@ -7,7 +7,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from ticks.config import ConfigError, build, check_targets, offered, takes
 from ticks.contract import Measure
 from ticks.job import Job
 from ticks.optim import Rule, configure, grouped
+from ticks.phases import Phase, Rehearsal, TakeOver, directory_of, first_phase, later_phases, next_phase, rehearsal
 from ticks.record.callback import Record
 from ticks.record.progress import ProgressLine
 from ticks.strategy import Refused
@@ -145,7 +146,15 @@ def restored(job: Job) -> Parts:
         raise ConfigError(str(error)) from None
     made.task.load_state_dict(checkpoint["state_dict"])
     made.task.eval()
+    _dress(made.task, OmegaConf.create(job.config), checkpoint)
     return made
+
+
+def _dress(task: Any, config: DictConfig, checkpoint: Mapping[str, Any]) -> None:
+    """Let the model of a checkpoint compute what it did when that was written, as far as a timeline decides it."""
+    if config.get("timeline"):
+        step = checkpoint["global_step"] - (checkpoint.get("phase") or {"begin": 0})["begin"]
+        _timeline(config).dress(task, step, config.trainer.max_steps)
 
 
 def trained_model(run_dir: str) -> torch.nn.Module:
@@ -221,14 +230,17 @@ class Assembled:
     measures: list[Measure]  # by which the task says that it is judged
     strategy: WorkerStrategy
     record: Record
+    timeline: Timeline
     trainer: Trainer
     worker_batch_size: int | None  # None: the data do not say
+    phase: Phase
 
     def notes(self, choices: Mapping[str, str]) -> list[str]:
         """What a person should know before training: a line each."""
         notes, steps = self.parts.notes(choices), self.trainer.max_steps
-        notes += [f"timeline: {line}" for c in self.trainer.callbacks if isinstance(c, Timeline) for line in c.lines()]  # type: ignore[attr-defined]
-        warmup = self.config.schedule.get("warmup_steps", 0) if self.config.schedule else 0
+        notes += [f"timeline: {line}" for line in self.timeline.lines()]
+        schedule, steps = self.phase.job.config["schedule"], steps - self.phase.begin
+        warmup = schedule.get("warmup_steps", 0) if schedule else 0
         if isinstance(warmup, int) and 0 < steps <= warmup and not self.parts.own_optimizer:
             notes.append(
                 f"schedule.warmup_steps={warmup}: the run of {steps} steps ends before the learning rate is reached"
@@ -240,17 +252,16 @@ def assemble(job: Job, me: Identity, worker_command: list[str]) -> Assembled:
     """Build everything in this process. ConfigError before any other worker is started."""
     config, run_dir, fitting = OmegaConf.create(job.config), Path(job.run_dir), job.mode == "fit"
     _quieten()
-    seed_everything(int(config.seed), workers=True, verbose=False)
-    made = parts(config, job.choices, job.checkpoint)
+    phase = first_phase(job)
+    made = _parts_of(phase)
     measures = made.measures
     check_targets(config)
     strategy = build(config.strategy, "strategy", worker_command=worker_command, fingerprint=job.config_digest)
     record = Record(
         run_dir,
-        tokens_per_step=contract.tokens_per_step(made.data),
         every_n_steps=config.trainer.get("log_every_n_steps") or 50,
     )
-    timeline = _timeline(config)
+    timeline = _timeline(OmegaConf.create(phase.job.config), phase.begin)
     timeline.listeners.append(record.happened)
     _choose_accelerator(config.trainer, says=me.rank == 0)
     trainer = trainer_of(
@@ -263,25 +274,125 @@ def assemble(job: Job, me: Identity, worker_command: list[str]) -> Assembled:
         enable_checkpointing=fitting,
     )
     assert isinstance(trainer.strategy, WorkerStrategy)
+    if fitting:
+        _enter(phase, trainer, record, made)
     worker_batch_size = _worker_batch_size(made.data, trainer)
     _check_strategy(strategy, trainer, made.task, fitting=fitting)
     if fitting:
-        _check_timeline(timeline, trainer, made)
-    if config.get("gap") and not hasattr(made.data, "split_dataloader"):
-        raise ConfigError(
-            f"gap=true: {type(made.data).__name__} has no split_dataloader to measure the training split with"
-        )
+        _check_timeline(timeline, trainer, made, phase)
+    elif job.checkpoint is not None:
+        _dress(made.task, config, torch.load(job.checkpoint, map_location="cpu", mmap=True, weights_only=True))
+    if config.get("gap") and phase.is_last:
+        _check_gap(made.data)
     if me.local_rank == 0:
-        _prepare(made.data, ["val", *(["test"] if config.test else [])], trainer.world_size)
-    return Assembled(config, made, measures, strategy, record, trainer, worker_batch_size)
+        _prepare(made.data, ["val", *(["test"] if config.test and phase.is_last else [])], trainer.world_size)
+        if fitting and later_phases(job, phase):
+            _rehearse(job, phase, made, trainer)
+    return Assembled(config, made, measures, strategy, record, timeline, trainer, worker_batch_size, phase)
+
+
+def _parts_of(phase: Phase) -> Parts:
+    config = OmegaConf.create(phase.job.config)
+    seed_everything(int(config.seed), workers=True, verbose=False)
+    return parts(config, phase.job.choices, phase.job.checkpoint)
+
+
+def _enter(phase: Phase, trainer: Trainer, record: Record, made: Parts) -> None:
+    """Let what goes through all phases serve this one."""
+    wish = phase.job.config["trainer"]
+    if phase.name is not None:
+        trainer.fit_loop.epoch_loop.max_steps = phase.end
+        trainer.val_check_interval = wish["val_check_interval"]
+        trainer.limit_val_batches = 1.0 if wish["limit_val_batches"] is None else wish["limit_val_batches"]
+        for thing in (made.data, made.task):
+            thing.steps_before = phase.begin  # type: ignore[union-attr, assignment]
+        if not made.task.automatic_optimization:
+            raise ConfigError(
+                f"phases.{phase.name}: {type(made.task).__name__} optimizes by itself, which no phase can"
+            )
+    data, begin, before = made.data, phase.begin, phase.before.get("tokens") or 0
+
+    def tokens(steps: int) -> int | None:
+        found = contract.tokens_after(data, steps - begin)
+        return None if found is None else before + found
+
+    record.tokens_after, record.phase = tokens, phase.state()
+
+
+def enter_next_phase(made: Assembled, job: Job, *, before: Mapping[str, Any], me: Identity) -> Assembled:
+    """The same trainer, strategy and record with what the next phase learns; its optimizers know what those of the one
+    behind it do of parameters that go on training."""
+    over, trainer = TakeOver(made.parts.task, made.trainer), made.trainer
+    phase = next_phase(job, made.phase, begin=trainer.global_step, before=before)
+    new, timeline = _parts_of(phase), _timeline(OmegaConf.create(phase.job.config), phase.begin)
+    taken = over.give_values(new.task)
+    if me.rank == 0:
+        print(f"phase {phase.name} {taken}", flush=True)
+    timeline.listeners.append(made.record.happened)
+    callbacks = [c for c in trainer.callbacks if not isinstance(c, TakeOver)]  # type: ignore[attr-defined]
+    trainer.callbacks = [over, *(timeline if c is made.timeline else c for c in callbacks)]  # type: ignore[attr-defined]
+    if hasattr(made.strategy, "begin_anew"):
+        made.strategy.begin_anew()
+    _enter(phase, trainer, made.record, new)
+    worker_batch_size = _worker_batch_size(new.data, trainer)
+    _check_strategy(made.strategy, trainer, new.task, fitting=True)
+    _check_timeline(timeline, trainer, new, phase)
+    if me.local_rank == 0:
+        _prepare(new.data, ["val", *(["test"] if made.config.test and phase.is_last else [])], trainer.world_size)
+    return replace(
+        made, parts=new, measures=new.measures, timeline=timeline, worker_batch_size=worker_batch_size, phase=phase
+    )
+
+
+def _rehearse(job: Job, phase: Phase, made: Parts, trainer: Trainer) -> None:
+    """ConfigError now for what would be refused when a later phase begins."""
+    strategy, before = trainer.strategy, (trainer.max_steps, trainer.val_check_interval, trainer.limit_val_batches)
+    assert isinstance(strategy, WorkerStrategy)
+    with rehearsal(job) as stage:
+        for name in list(job.phases)[: list(job.phases).index(str(phase.name))]:  # which are over
+            _leave_trained(job, name, stage)
+        stage.leave(str(phase.name), made.task, made.data)
+        for name in later_phases(job, phase):
+            try:
+                config = OmegaConf.create(stage.config(name))
+                check_targets(config)
+                new = parts(config, job.phases[name]["choices"])
+                _ = new.measures
+                if not any(p.requires_grad for p in new.task.parameters()):
+                    raise ConfigError("nothing trains in it")
+                _worker_batch_size(new.data, trainer)
+                _check_strategy(strategy, trainer, new.task, fitting=True)
+                length = Phase(name, replace(job, config=stage.config(name)))
+                _check_timeline(_timeline(config), trainer, new, length)
+                if name == list(job.phases)[-1] and job.config.get("gap"):
+                    _check_gap(new.data)
+                new.data.prepare_data()
+                new.data.setup("fit")
+                stage.leave(name, new.task, new.data)
+            except ConfigError as error:
+                raise ConfigError(f"phases.{name}: {error}") from None
+            except READING as error:
+                raise ConfigError(f"phases.{name}: {under('data', error)}") from error
+    trainer.fit_loop.epoch_loop.max_steps, trainer.val_check_interval, trainer.limit_val_batches = before
+    seed_everything(int(job.config["seed"]), workers=True, verbose=False)
+
+
+def _leave_trained(job: Job, name: str, stage: Rehearsal) -> None:
+    shutil.copytree(directory_of(Path(job.run_dir), name), directory_of(stage.folder, name))
+
+
+def _check_gap(data: Any) -> None:
+    if not hasattr(data, "split_dataloader"):
+        raise ConfigError(f"gap=true: {type(data).__name__} has no split_dataloader to measure the training split with")
 
 
 def _built(config: DictConfig, group: str) -> list[Any]:
     return [build(node, f"{group}.{name}") for name, node in (config.get(group) or {}).items() if node]
 
 
-def _timeline(config: DictConfig) -> Timeline:
+def _timeline(config: DictConfig, begin: int = 0) -> Timeline:
     """ConfigError for an action that cannot be."""
+    check_targets(config.get("timeline") or OmegaConf.create({}), "timeline")
     said: dict[str, Any] = {}
     for name, node in (config.get("timeline") or {}).items():
         if not isinstance(node, DictConfig):
@@ -290,12 +401,11 @@ def _timeline(config: DictConfig) -> Timeline:
             raise ConfigError(f"timeline.{name}={node} must have at:, every: or from:, and do: an action")
         plain: Any = OmegaConf.to_container(node, resolve=True)
         said[str(name)] = plain | {"do": build(node.get("do"), f"timeline.{name}.do")}
-    return Timeline(said)
+    return Timeline(said, begin=begin)
 
 
 def planned(config: DictConfig) -> list[str]:
     """A timeline's entries in the order in which they begin, for people. ConfigError for what cannot be."""
-    check_targets(config.timeline, "timeline")
     timeline, steps = _timeline(config), config.trainer.max_steps
     try:
         entries = timeline.plan(steps if steps and steps > 0 else math.inf)
@@ -304,13 +414,23 @@ def planned(config: DictConfig) -> list[str]:
     return [f"{one.name}: {one}" for one in sorted(entries, key=lambda one: one.first)]
 
 
-def _check_timeline(timeline: Timeline, trainer: Trainer, made: Parts) -> None:
-    """ConfigError for what the timeline could not do when its time comes."""
-    steps = trainer.max_steps if trainer.max_steps > 0 else math.inf
+def _check_timeline(timeline: Timeline, trainer: Trainer, made: Parts, phase: Phase) -> None:
+    """ConfigError for what the timeline could not do when its time comes, in the whole phase."""
+    steps = phase.steps if phase.steps and phase.steps > 0 else math.inf
     optimizers = None if made.optimizer is None else (made.optimizer,)
+    stage = Stage(trainer, made.task, made=optimizers, given=made.data, begin=phase.begin)
+    assert isinstance(trainer.strategy, WorkerStrategy)
     try:
         timeline.plan(steps)
-        timeline.check(Stage(trainer, made.task, made=optimizers, given=made.data))
+        timeline.check(stage)
+        for step, names in timeline.what_trains(stage, steps):
+            when = f"timeline: from step {step} on, by {', '.join(names)}" if names else f"timeline: in step {step}"
+            if not any(p.requires_grad for p in made.task.parameters()):
+                raise ConfigError(f"{when}: nothing trains")
+            try:
+                trainer.strategy.check(made.task)
+            except Refused as error:
+                raise ConfigError(f"{when}: {with_path('strategy', error)}") from None
     except ArgumentError as error:
         raise ConfigError(under("timeline", error)) from None
 

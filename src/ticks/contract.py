@@ -72,6 +72,14 @@ def tokens_per_step(data: Any) -> int | None:
     return getattr(data, "tokens_per_step", None)
 
 
+def tokens_after(data: Any, steps: int) -> int | None:
+    """How many tokens so many steps have taken."""
+    each, before = tokens_per_step(data), getattr(data, "samples_before", None)
+    if each is None or before is None:
+        return None if each is None else steps * each
+    return before(steps) * each // data.global_batch_size
+
+
 def baselines_of(data: Any) -> Mapping[str, Mapping[str, float]]:
     """By measure, what a far simpler method reaches on the same data."""
     said = getattr(data, "baselines", None)

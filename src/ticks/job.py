@@ -5,7 +5,7 @@ worker decides by itself, from the same command, and comes to the same Job but f
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from ticks.arguments import with_path
-from ticks.config import ConfigError, check_values, did_you_mean, digest, plain
+from ticks.config import ConfigError, check_values, compose_phases, did_you_mean, digest, plain
+from ticks.config.hydra import config_folders
 from ticks.run_directory import (
     MULTIRUNS,
     RUNS,
@@ -48,6 +49,11 @@ class Job:
     checkpoint: str | None = None
     coordinates: dict[str, str] = field(default_factory=dict)
     earlier_digests: list[str] = field(default_factory=list)  # the run's, before values were changed to resume it
+    phases: dict[str, Any] = field(default_factory=dict)  # by name: {"config": ..., "choices": ...}
+
+    def of_phase(self, name: str | None) -> "Job":
+        """What it is to do in a phase: this, where there are none."""
+        return self if name is None else replace(self, **self.phases[name])
 
 
 def planned_job(config: DictConfig) -> Job:
@@ -67,6 +73,7 @@ def planned_job(config: DictConfig) -> Job:
         resume = str(found) if found else None
     if resume is not None:  # with auto, the configuration found is the one asked for
         return resumed_job(Path(resume), [] if config.resume == "auto" else list(about.overrides.task))
+    phases = compose_phases(config, about.overrides.task, config_folders()[0]) if config.get("phases") else None
     if config.run_dir is not None and identity_of(config).rank == 0:
         run_dir = chosen_run_directory(str(config.run_dir))
     elif about.mode == RunMode.MULTIRUN:
@@ -75,24 +82,32 @@ def planned_job(config: DictConfig) -> Job:
         run_dir = new_run_directory(str(config.name))
     else:
         run_dir = Path("logs/runs") / "of-worker-0"  # never written to: files are worker 0's
-    return make_job(config, choices, run_dir, coordinates)
+    return make_job(config, choices, run_dir, coordinates, phases)
 
 
-def make_job(config: DictConfig, choices: dict[str, str], run_dir: Path, coordinates: dict[str, str]) -> Job:
+def make_job(
+    config: DictConfig, choices: dict[str, str], run_dir: Path, coordinates: dict[str, str], phases: Any = None
+) -> Job:
     """A new run's job. ConfigError if the configuration cannot be resolved."""
     config_digest = digest(config)
-    config.run_dir = relative(run_dir)
-    return Job("fit", plain(config), choices, relative(run_dir), config_digest, None, coordinates)
+    place = relative(run_dir)
+    planned = {}
+    for name, (node, chosen) in (phases or {}).items():
+        node.run_dir = place
+        planned[name] = {"config": plain(node), "choices": chosen}
+    config.run_dir = place
+    return Job("fit", plain(config), choices, place, config_digest, None, coordinates, [], planned)
 
 
 def resumed_job(run_dir: Path, overrides: list[str], mode: str = "fit") -> Job:
     """Continue (or evaluate) the run in `run_dir` with its own configuration, values of `overrides` put on top."""
     from ticks.strategy.checkpoint import newest_usable
 
-    config = moved(load_config(run_dir), relative(run_dir))
+    config = OmegaConf.create(moved(OmegaConf.to_container(load_config(run_dir)), relative(run_dir)))
     choices: Any = OmegaConf.to_container(config.pop("choices", OmegaConf.create({})))
     config_digest = str(config.pop("config_digest", None) or digest(config))
     coordinates: Any = OmegaConf.to_container(config.pop("coordinates", OmegaConf.create({})))
+    phases: Any = OmegaConf.to_container(config.pop("phase_configs", OmegaConf.create({})))
     digests = {str(earlier): None for earlier in config.pop("earlier_digests", ())} | {config_digest: None}  # in order
     for override in overrides:
         key, _, text = override.partition("=")
@@ -108,11 +123,16 @@ def resumed_job(run_dir: Path, overrides: list[str], mode: str = "fit") -> Job:
         if section in KEPT[mode] and key not in HARMLESS:
             raise ConfigError(f"{override}: {run_dir} keeps its {section}, the checkpoint holds it; start a new run")
         before = plain(config)
-        OmegaConf.update(config, key, OverridesParser.create().parse_override(override).value())
+        value = OverridesParser.create().parse_override(override).value()
+        OmegaConf.update(config, key, value)
+        for phase in phases.values():
+            _set_if_there(phase["config"], key, value)
         if plain(config) != before:  # under torchrun worker 0 may have written it down before another one reads it
             config_digest = sha256(f"{config_digest} {override}".encode()).hexdigest()[:12]
     check_values(config)
-    checkpoint, complaints = newest_usable(run_dir / "checkpoints", list(digests))
+    checkpoint, complaints = newest_usable(
+        [run_dir / "checkpoints", *run_dir.glob("phases/*/checkpoints")], list(digests)
+    )
     is_zero = identity_of(config).rank == 0
     for complaint in complaints if checkpoint and is_zero else ():
         print(f"warning: {complaint}; using the one before it", file=sys.stderr, flush=True)
@@ -123,7 +143,7 @@ def resumed_job(run_dir: Path, overrides: list[str], mode: str = "fit") -> Job:
         print(f"resuming {run_dir} from {checkpoint or 'its start: no checkpoint was written yet'}", flush=True)
         if checkpoint is not None and checkpoint.name == "final.ckpt":
             print("it had finished: it is measured again, and trained on if trainer.max_steps is more now", flush=True)
-    return Job(
+    job = Job(
         mode,
         plain(config),
         choices,
@@ -132,12 +152,27 @@ def resumed_job(run_dir: Path, overrides: list[str], mode: str = "fit") -> Job:
         str(checkpoint) if checkpoint else None,
         coordinates,
         [earlier for earlier in digests if earlier != config_digest],
+        phases,
     )
+    if mode == "fit" or not phases:
+        return job
+    from ticks.phases import phase_of  # measured as what its checkpoint is of
+
+    return job.of_phase(phase_of(job.checkpoint)["name"])
 
 
-def moved(config: DictConfig, run_dir: str) -> DictConfig:
+def _set_if_there(config: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    node: Any = config
+    for name in path:
+        node = node.get(name) if isinstance(node, dict) else None
+    if isinstance(node, dict) and last in node:
+        node[last] = value
+
+
+def moved(config: Any, run_dir: str, old: str | None = None) -> Any:
     """A run's resolved configuration with every path below its old directory put below `run_dir`."""
-    old = str(config.run_dir)
+    old = str(config["run_dir"]) if old is None else old
 
     def follow(node: Any) -> Any:
         if isinstance(node, dict):
@@ -147,7 +182,7 @@ def moved(config: DictConfig, run_dir: str) -> DictConfig:
         inside = isinstance(node, str) and (node == old or node.startswith(f"{old}/"))
         return run_dir + node[len(old) :] if inside else node
 
-    return OmegaConf.create(follow(OmegaConf.to_container(config)))
+    return follow(config)
 
 
 def check_known(config: DictConfig, key: str) -> None:

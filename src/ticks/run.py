@@ -12,8 +12,9 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import OmegaConf
 
 from ticks import contract
-from ticks.assemble import Assembled, assemble
+from ticks.assemble import Assembled, assemble, enter_next_phase
 from ticks.job import Job, relative
+from ticks.phases import at, directory_of, save_config, shares
 from ticks.record import summary as file
 from ticks.record.account import announce, chosen, done, judged
 from ticks.record.result import result_rows, show_result
@@ -67,21 +68,22 @@ class Run:
 
     def fit(self) -> dict[str, Any] | None:
         """Train, then measure the agreed model on all of the validation and test data."""
-        made = self.made
-        trainer, task, data, ledger = made.trainer, made.parts.task, made.parts.data, made.strategy.ledger
         if self.is_zero:
             self._begin()
-        if self.job.checkpoint is None:
-            self.before = self._measure("val")
-        trainer.fit(task, datamodule=data, ckpt_path=self.job.checkpoint)
+        self._train(self.job.checkpoint)
+        while not self.made.phase.is_last:
+            self._end_phase()
+            self.made = enter_next_phase(self.made, self.job, before=self._totals(), me=self.me)
+            if self.is_zero:
+                self._announce()
+            self._train(None)
+        made = self.made
+        trainer, task, data, ledger = made.trainer, made.parts.task, made.parts.data, made.strategy.ledger
         final = self.run_dir / "checkpoints" / "final.ckpt"
         trainer.save_checkpoint(made.strategy.broadcast(str(final)))
         if self.is_zero and (stopped := final.with_name("stopped.ckpt")).exists():
             made.strategy.remove_checkpoint(stopped)
-        last = made.record.last_val
-        if last is None or last[0] != trainer.global_step:
-            self._measure("val")
-        self._refuse_a_lost_model()
+        self._measure_the_end()
         tests = self._measure("test") if made.config.test else {}
         shown, picture = (self._after(self._shown) if self.is_zero else None) or (None, None)
         gaps = self._gaps() if made.config.get("gap") else {}  # behind what is shown, which is of the last evaluation
@@ -97,11 +99,57 @@ class Run:
             baselines=self._after(lambda: contract.baselines_of(data)) or {},
             ddp_bytes=ledger.ddp_bytes,
             measuring_bytes=ledger.measuring_bytes,
-            rows=made.record.file.rows(),
+            rows=[row for row in made.record.file.rows() if int(row["step"]) > made.phase.begin],
         )
         show_result(summary, rows, shown=shown, picture=relative(picture) if picture else None)
         log_result(trainer.loggers, summary, [*rows[0], *rows[1]], shown=shown, picture=picture)
         return summary
+
+    def _train(self, checkpoint: str | None) -> None:
+        """This phase, from a checkpoint in it or from its beginning."""
+        made = self.made
+        if checkpoint is None:
+            self.before = self._measure("val")
+            begun = [row.get("timeline/phase") for row in made.record.file.rows()] if self.is_zero else []
+            if made.phase.name is not None and made.phase.name not in begun:  # it may have been stopped right there
+                made.record.happened(made.trainer, "phase", made.phase.name)
+        made.trainer.fit(made.parts.task, datamodule=made.parts.data, ckpt_path=checkpoint)
+
+    def _measure_the_end(self) -> None:
+        """What was trained, unless it has been measured."""
+        last = self.made.record.last_val
+        if last is None or last[0] != self.made.trainer.global_step:
+            self._measure("val")
+        self._refuse_a_lost_model()
+
+    def _end_phase(self) -> None:
+        """Leave a phase that is over as a run of its own."""
+        made, name = self.made, str(self.made.phase.name)
+        self.job = at(self.job, made.strategy.broadcast(self.job.run_dir))
+        place = directory_of(Path(self.job.run_dir), name)
+        if self.is_zero:
+            save_config(place, self.job, name, made.phase.job.config | {"run_dir": str(place)})
+        final = made.strategy.broadcast(str(place / "checkpoints" / "final.ckpt"))
+        made.trainer.save_checkpoint(final)
+        self._measure_the_end()
+        if self.is_zero:
+            about = self._about("finished") | {"run_dir": str(place), "checkpoint": final}
+            file.write(place, about | {"phases": [self._row()]})
+
+    def _totals(self) -> dict[str, Any]:
+        """What the run has come to."""
+        made = self.made
+        tokens = made.record.tokens_after(made.strategy.step)
+        return done(made.strategy, made.parts.task, seconds=made.record.seconds(), tokens=tokens)
+
+    def _row(self) -> dict[str, Any]:
+        """Of this phase, for the run's summary."""
+        made, totals, val = self.made, self._totals(), self._last_val()
+        about: dict[str, Any] = {"name": made.phase.name, "begin": made.phase.begin}
+        about |= {"steps": made.strategy.step - made.phase.begin} | shares(totals, made.phase.before)
+        about |= {"n_params": totals["n_params"], "n_trainable": totals["n_trainable"]}
+        measures = made.measures or contract.measures_of(made.parts.task, val)
+        return about | {f"val_{m.name}": val.get(m.name) for m in measures}
 
     def _after(self, ask: Callable[[], Any]) -> Any:
         """What `ask` gives, once the result is safe; a note and None if it fails: it costs nobody a finished run."""
@@ -134,10 +182,16 @@ class Run:
         self.status = "running"
         self.summarise()
         self.status = "failed"
-        notes = made.notes(self.job.choices)
-        announce(self.run_dir, made.trainer, made.parts.task, made.parts.data, made.worker_batch_size, notes)
+        self._announce()
         config = self.job.config | {"choices": self.job.choices}
         log_config(made.trainer.loggers, config, self.job.coordinates)
+
+    def _announce(self) -> None:
+        made = self.made
+        notes = made.notes(made.phase.job.choices)
+        if made.phase.name is not None:
+            print(f"phase {made.phase.name}: steps {made.phase.begin + 1} to {made.phase.end}", flush=True)
+        announce(self.run_dir, made.trainer, made.parts.task, made.parts.data, made.worker_batch_size, notes)
 
     def _measure(self, split: str, checkpoint: str | None = None) -> dict[str, float]:
         """The measures of a split by name; {} where there is nothing to measure, or it was switched off."""
@@ -193,6 +247,7 @@ class Run:
         job = self.job
         extra = {"choices": job.choices, "config_digest": job.config_digest, "coordinates": job.coordinates}
         extra |= {"earlier_digests": job.earlier_digests} if job.earlier_digests else {}
+        extra |= {"phase_configs": job.phases} if job.phases else {}
         with replacing(self.run_dir / "config.yaml") as scratch:  # killed meanwhile, a run keeps what it had
             OmegaConf.save(OmegaConf.create(self.job.config | extra), scratch)
 
@@ -214,20 +269,34 @@ class Run:
         self, tests: Mapping[str, float] | None = None, gaps: Mapping[str, float] | None = None
     ) -> dict[str, Any]:
         """Write summary.json as things stand."""
+        about = self._about(self.status)
+        if self.made.phase.name is not None:
+            about["phases"] = [*self._rows_before(), self._row()]
+        return file.write(self.run_dir, about | self._judged(tests) | dict(gaps or {}))
+
+    def _rows_before(self) -> list[dict[str, Any]]:
+        """Of the phases that are over."""
+        names = list(self.job.phases)
+        over = names[: names.index(str(self.made.phase.name))]
+        return [row for name in over for row in file.read(directory_of(self.run_dir, name))["phases"]]
+
+    def _judged(self, tests: Mapping[str, float] | None) -> dict[str, Any]:
         made, val = self.made, self._last_val()
+        return judged(made.measures or contract.measures_of(made.parts.task, val), val, tests or {})
+
+    def _about(self, status: str) -> dict[str, Any]:
+        """All of a summary but test measures and gaps."""
+        made = self.made
         about = {
-            "status": self.status,
+            "status": status,
             "seed": made.config.seed,
             "run_dir": str(self.run_dir),
             "checkpoint": self.checkpoint,
             "config_digest": self.job.config_digest,
             "versions": file.versions(),
         }
-        about |= chosen(self.job.choices, made.strategy, uses_model=made.parts.uses_model)
-        tokens = contract.tokens_per_step(made.parts.data)
-        about |= done(made.strategy, made.parts.task, seconds=made.record.seconds(), tokens_per_step=tokens)
-        about |= judged(made.measures or contract.measures_of(made.parts.task, val), val, tests or {})
-        return file.write(self.run_dir, about | dict(gaps or {}))
+        about |= chosen(made.phase.job.choices, made.strategy, uses_model=made.parts.uses_model)
+        return about | self._totals() | self._judged(None)
 
     # ---- evaluate
 

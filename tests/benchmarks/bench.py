@@ -129,7 +129,7 @@ def fit(config: DictConfig, segments: Segments) -> list[np.ndarray]:
     made = parts(config, {})
     data, task = made.data, made.task
     with tempfile.TemporaryDirectory() as directory:
-        record = Record(directory, tokens_per_step=1, every_n_steps=config.trainer.log_every_n_steps)
+        record = Record(directory, every_n_steps=config.trainer.log_every_n_steps)
         own = {"callbacks": [record, segments], "logger": [], "default_root_dir": directory}
         strategy = build(config.strategy, "strategy")
         trainer = trainer_of(config, data, strategy=strategy, enable_checkpointing=False, **own)

@@ -66,7 +66,7 @@ def fit(
     logger: Any = False,
     accumulate: int = 1,
 ) -> tuple[pl.Trainer, Record]:
-    record = Record(directory, tokens_per_step=8, every_n_steps=every)
+    record = Record(directory, tokens_after=lambda steps: 8 * steps, every_n_steps=every)
     trainer = pl.Trainer(
         accelerator="cpu", devices=devices, strategy=strategy, max_steps=steps, max_epochs=-1, val_check_interval=4,
         check_val_every_n_epoch=None, num_sanity_val_steps=0, callbacks=[record, SlowEvaluation()], logger=logger,
@@ -174,4 +174,4 @@ def test_ticks_and_what_was_sent_are_recorded_by_worker_0_alone(tmp_path: Path) 
 
 @pytest.mark.parametrize("every", [0, -3])
 def test_recording_every_zero_steps_is_every_step(tmp_path: Path, every: int) -> None:
-    assert Record(tmp_path, tokens_per_step=1, every_n_steps=every).every_n_steps == 1
+    assert Record(tmp_path, every_n_steps=every).every_n_steps == 1

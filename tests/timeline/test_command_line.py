@@ -9,8 +9,8 @@ import torch
 from tests.conftest import REPOSITORY, only_run, run_command, run_forked
 from ticks.record.metrics import MetricsFile
 
-SMALL = ("debug=fast", "optimizer=adamw", "model.n_layers=4", "trainer.max_steps=20", "test=false", "task.sample_bytes=0",
-         "strategy.clock.interval=4")  # fmt: skip
+SMALL = ("debug=fast", "optimizer=adamw", "model.n_layers=4", "trainer.max_steps=20", "test=false",
+         "task.sample_bytes=0", "strategy.clock.interval=4")  # fmt: skip
 
 
 def marks(run: Path) -> dict[str, list[tuple[int, str]]]:

@@ -10,6 +10,7 @@ from ticks.config.digest import digest, plain
 from ticks.config.keys import check_keys, check_values
 from ticks.config.messages import ConfigError, did_you_mean, quoted
 from ticks.config.overrides import group_options, with_home_directory
+from ticks.config.phases import compose_phases
 from ticks.config.targets import build, check_targets, is_out_of_memory, locate, offered, takes
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "check_sweep",
     "check_targets",
     "check_values",
+    "compose_phases",
     "compose_strictly",
     "default_choices",
     "did_you_mean",

@@ -47,6 +47,13 @@ def compose_strictly(overrides: Sequence[str], config_dir: Path, *, place: str |
     return _without_hydra(config)
 
 
+def composed(overrides: Sequence[str], config_dir: Path) -> tuple[DictConfig, dict[str, str]]:
+    """The same configuration, and the file that was chosen from each group."""
+    config = _compose_checked(overrides, config_dir)
+    choices = {group: str(choice) for group, choice in config.hydra.runtime.choices.items() if choice is not None}
+    return _without_hydra(config), {group: choice for group, choice in choices.items() if not group.startswith("hydra")}
+
+
 def _compose_checked(overrides: Sequence[str], config_dir: Path) -> DictConfig:
     """The same with what it says of Hydra itself."""
     parsed = parse(overrides)

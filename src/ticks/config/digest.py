@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ticks.config.messages import ConfigError
 
 # keys that runs of before do not have: without a value they say nothing
-LATER = ("pretrained", "tuning", "gap", "changes", "timeline", "task.regulariser", "data.by_length")
+LATER = ("pretrained", "tuning", "gap", "changes", "timeline", "phases", "task.regulariser", "data.by_length")
 # where a run lies, how it is called and what is shown of it does not make it another experiment
 NOT_DIGESTED = ("run_dir", "resume", "name", "task.sample_prompt")
 

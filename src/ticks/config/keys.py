@@ -16,7 +16,7 @@ NEEDED = ("name", "seed", "resume", "test", "run_dir", "parameter_groups", "trai
 TOP_LEVEL = {
     "name", "seed", "resume", "test", "run_dir", "parameter_groups", "data", "model", "task", "optimizer", "schedule",
     "strategy", "trainer", "callbacks", "logger", "pretrained", "tuning", "gap", "changes",
-    "timeline",
+    "timeline", "phases",
 }  # fmt: skip
 EXTENSIBLE = ("trainer.", "callbacks.", "logger.", "timeline.")  # to which experiment and debug files may add
 MOVED = {  # by what they were once called
@@ -123,7 +123,7 @@ def _check_below(node: Any, base: Any, path: str, added: set[str]) -> None:
         return
     for key in node:
         here = f"{path}{key!s}"
-        if here in added:
+        if here in added or here == "phases":  # each of them is composed, and checked, by itself
             continue
         if key not in base and path in EXTENSIBLE:
             continue  # what is built says whether it takes it

@@ -9,7 +9,7 @@ starting at step s, in the middle of an epoch too.
 import os
 import signal
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
 
@@ -50,6 +50,8 @@ class StepData(LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.overfit_batches: int | None = None
+        self.batch_sizes: BatchSizes | None = None  # of each step, where they are not all the same
+        self.steps_before = 0  # of the run, before these data were learnt from
 
     @abstractmethod
     def step_label(self) -> str:
@@ -62,6 +64,14 @@ class StepData(LightningDataModule):
     @abstractmethod
     def eval_batches(self, split: str, world_size: int, worker: int) -> Dataset:
         """One worker's share of "val" or "test", in as many batches as every worker has."""
+
+    def vary_batch_size(self, of_step: Callable[[int], int]) -> None:
+        """From now on a step takes what `of_step`, a pure function of its number from 1, says."""
+        self.batch_sizes = BatchSizes(of_step)
+
+    def samples_before(self, step: int) -> int:
+        """How many samples all workers have taken within so many steps."""
+        return step * self.global_batch_size if self.batch_sizes is None else self.batch_sizes.before(step)
 
     def baselines(self) -> dict[str, dict[str, float]]:
         """By measure, what a far simpler method reaches."""
@@ -108,8 +118,9 @@ class StepData(LightningDataModule):
         trainer = self.trainer
         batch_size = self.worker_batch_size(trainer.world_size, trainer.accumulate_grad_batches)
         batches = self.train_batches(trainer.world_size, trainer.global_rank, batch_size)
-        batches.start = batches_done(trainer)
+        batches.start = batches_done(trainer) - self.steps_before * trainer.accumulate_grad_batches
         batches.only = self.overfit_batches
+        batches.sizes, batches.parts = self.batch_sizes, trainer.accumulate_grad_batches
         return self._loader(batches)
 
     def val_dataloader(self) -> DataLoader:
@@ -127,9 +138,27 @@ class StepData(LightningDataModule):
         return self._loader(self.eval_batches(split, self.trainer.world_size, self.trainer.global_rank))
 
 
+class BatchSizes:
+    """Global batch sizes that a function gives of each step, counted from 1, and so how many samples come before it."""
+
+    def __init__(self, of_step: Callable[[int], int]) -> None:
+        self._of_step = of_step
+        self._before = [0]
+
+    def of(self, step: int) -> int:
+        """Of the step behind so many."""
+        return self._of_step(step + 1)
+
+    def before(self, step: int) -> int:
+        """Samples of the first so many steps."""
+        while len(self._before) <= step:
+            self._before.append(self._before[-1] + self._of_step(len(self._before)))
+        return self._before[step]
+
+
 class TrainBatches(IterableDataset):
-    """Endless batches of one worker, from batch `start` on; with `only` n, the first n again and again. `batch(i)` is a
-    pure function."""
+    """Endless batches of one worker, from batch `start` on; with `only` n, the first n again and again; with `sizes`
+    steps, of `parts` batches each, differ in size. `batch(i)` is a pure function."""
 
     def __init__(self, n: int, *, batch_size: int, seed: int, worker: int, world_size: int, start: int = 0) -> None:
         self.n = n
@@ -139,11 +168,18 @@ class TrainBatches(IterableDataset):
         self.world_size = world_size
         self.start = start
         self.only: int | None = None
+        self.sizes: BatchSizes | None = None
+        self.parts = 1
 
     def samples(self, index: int) -> np.ndarray:
         """The samples (batch_size,) of this worker's batch number `index`."""
-        first = (index * self.world_size + self.worker) * self.batch_size
-        return self.order(np.arange(first, first + self.batch_size))
+        if self.sizes is None:
+            size, first = self.batch_size, (index * self.world_size + self.worker) * self.batch_size
+        else:
+            step, part = divmod(index, self.parts)
+            size = self.sizes.of(step) // (self.world_size * self.parts)
+            first = self.sizes.before(step) + (part * self.world_size + self.worker) * size
+        return self.order(np.arange(first, first + size))
 
     def order(self, places: np.ndarray) -> np.ndarray:
         """The samples at these places of the endless stream that all workers share."""

@@ -145,6 +145,11 @@ class LabelledTexts(MapData):
             row[: len(tokens)] = tokens
         return x_BxT, torch.tensor([label for _, label in samples])
 
+    @property
+    def sizes_can_change(self) -> bool:
+        """Whether steps may differ in size: not where many are sorted by length together."""
+        return not self.by_length
+
     def train_batches(self, world_size: int, worker: int, batch_size: int) -> TrainSamples:
         if not self.by_length:
             return super().train_batches(world_size, worker, batch_size)

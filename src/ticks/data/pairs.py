@@ -179,6 +179,8 @@ class PairData(MapData):
             "references": [sample.references for sample in samples],
         }
 
+    sizes_can_change = False  # of steps: many are sorted by length together
+
     def train_batches(self, world_size: int, worker: int, batch_size: int) -> ByLength:
         return ByLength(
             self.datasets["train"], self.collate, batch_size=batch_size, seed=self.seed, worker=worker,

@@ -90,7 +90,7 @@ def configure(
     built = optimizer(groups, fused=False) if scaled and settings.get("fused") else optimizer(groups)
     if schedule is None:
         return {"optimizer": built}
-    total = module.trainer.estimated_stepping_batches
+    total = module.trainer.estimated_stepping_batches - getattr(module, "steps_before", 0)  # of a run, before it
 
     def factor(step: int) -> float:  # a plain function: LambdaLR leaves it out of checkpoints
         return schedule(step, total)

@@ -54,7 +54,7 @@ def chosen(choices: Mapping[str, str], strategy: Any, *, uses_model: bool) -> di
     }
 
 
-def done(strategy: Any, task: LightningModule, *, seconds: float, tokens_per_step: int | None) -> dict[str, Any]:
+def done(strategy: Any, task: LightningModule, *, seconds: float, tokens: int | None) -> dict[str, Any]:
     """By these workers, in so many `seconds` of training."""
     ledger, steps, device = strategy.ledger, strategy.step, strategy.root_device
     return {
@@ -64,7 +64,7 @@ def done(strategy: Any, task: LightningModule, *, seconds: float, tokens_per_ste
         "n_nonzero": sum(int(torch.count_nonzero(p.detach())) for p in task.parameters()),
         "steps": steps,
         "ticks": ledger.ticks,
-        "tokens": None if tokens_per_step is None else steps * tokens_per_step,
+        "tokens": tokens,
         "bytes_sent_per_worker": ledger.bytes_sent,
         "messages": ledger.messages,
         "sync_seconds": None if isinstance(strategy, DDP) else round(ledger.seconds, 3),

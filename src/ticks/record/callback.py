@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +24,33 @@ def has_loss(outputs: Any) -> bool:
 
 
 class Record(Callback):
-    """Writes metrics.csv in `run_dir` and keeps the training time, over resumed runs too."""
+    """Writes metrics.csv in `run_dir` and keeps the training time, over resumed runs too. `tokens_after` says how many
+    tokens so many steps have taken; None where there are none."""
 
     validation_can_be_left = True  # in the middle, when training stops
 
-    def __init__(self, run_dir: str | Path, *, tokens_per_step: int | None = None, every_n_steps: int = 10) -> None:
+    def __init__(
+        self, run_dir: str | Path, *, tokens_after: Callable[[int], int | None] | None = None, every_n_steps: int = 10
+    ) -> None:
         self.file = MetricsFile(Path(run_dir) / "metrics.csv")
-        self.tokens_per_step = tokens_per_step
+        self.tokens_after = tokens_after or (lambda steps: None)
         self.every_n_steps = max(1, every_n_steps)
         self.train_seconds = 0.0
         self.last_val: tuple[int, dict[str, float]] | None = None
         self._running_since: float | None = None
         self._listens = False
         self.has_begun = False  # training has, in this process
+        self.phase: dict[str, Any] | None = None  # of the run, for its checkpoints
 
     def state_dict(self) -> dict[str, Any]:
         return {"train_seconds": self.seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.train_seconds = state_dict["train_seconds"]
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self.phase is not None:
+            checkpoint["phase"] = self.phase
 
     def seconds(self) -> float:
         """Seconds of training so far, without evaluation and start-up."""
@@ -115,9 +124,10 @@ class Record(Callback):
             return
         step = self._step(trainer)
         ledger = getattr(trainer.strategy, "ledger", None)
+        tokens = self.tokens_after(step)
         head = {
             "step": step,
-            "tokens": "" if self.tokens_per_step is None else step * self.tokens_per_step,
+            "tokens": "" if tokens is None else tokens,
             "seconds": round(self.seconds(), 3),
             "bytes_sent": ledger.bytes_sent if ledger else "",
         }

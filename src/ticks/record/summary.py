@@ -19,8 +19,11 @@ UNFINISHED = ("running", "stopped", "failed")
 
 
 def write(run_dir: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Write summary.json with all KEYS in order, then the measures, val_*, test_* and gap_*. ValueError for others."""
-    if unknown := [key for key in values if key not in KEYS and not key.startswith(("val_", "test_", "gap_"))]:
+    """Write summary.json with all KEYS in order, then the measures, val_*, test_* and gap_*, and of a run with phases a
+    row for each. ValueError for others."""
+    if unknown := [
+        key for key in values if key not in KEYS and not key.startswith(("val_", "test_", "gap_", "phases"))
+    ]:
         raise ValueError(f"summary.json has no {unknown}")
     summary = dict.fromkeys(KEYS) | {key: _finite(value) for key, value in values.items()}
     scratch = run_dir / ".summary.partial"

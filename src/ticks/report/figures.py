@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ticks.config import ConfigError
 from ticks.report.groups import Group, baseline_of, known, setting, shown
 from ticks.report.runs import Run
-from ticks.report.style import BAND, GREY, MARKERS, colours, label_ends, log_scale, picture, pyplot, say_how_many
+from ticks.report.style import BAND, DARK, GREY, MARKERS, colours, label_ends, log_scale, picture, pyplot, say_how_many
 from ticks.report.tables import MEGABYTE, number, statistics, words
 
 TRAINING = {
@@ -19,6 +19,9 @@ TRAINING = {
     "bytes_sent": "MB sent per worker",
 }
 SENT = "bytes_sent_per_worker"
+TIMELINE, PHASE = "timeline/", "phase: "
+STATES = ("ramps", "holds", "rests")  # of a setting
+MOST_OFTEN = 3  # how often the name of what happens stands there
 
 
 class Points(NamedTuple):
@@ -76,10 +79,8 @@ def evaluations(run: Run, measure: str) -> dict[int, tuple[dict[str, float], flo
     for row in run.rows:
         try:
             if row.get(key) and row["step"] != "0":
-                found[int(row["step"])] = (
-                    {name: float(row[name]) for name in TRAINING if row.get(name)},
-                    float(row[key]),
-                )
+                there = {name: float(row[name]) for name in TRAINING if row.get(name)}
+                found.setdefault(int(row["step"]), (there, float(row[key])))  # before what the next phase begins with
         except (ValueError, TypeError, KeyError):
             return {}
     return found
@@ -146,6 +147,7 @@ def curves(groups: Sequence[Group], measure: str, out: Path, xs: Sequence[str]) 
                 place.plot(points.x, points.y, marker=MARKERS[len(ends) % len(MARKERS)], color=shades[i])
                 place.fill_between(points.x, points.low, points.high, color=shades[i], alpha=BAND, linewidth=0)
                 ends.append((points.x[-1], points.y[-1], label_of(groups[i]), shades[i]))
+            happenings(place, [run for i in drawn for run in drawn_of(groups[i])], x)
             if x == "bytes_sent":
                 log_scale(place)
             else:
@@ -154,6 +156,54 @@ def curves(groups: Sequence[Group], measure: str, out: Path, xs: Sequence[str]) 
             place.set_ylabel(_axis(measure))
             say_how_many(place, [len(drawn_of(groups[i])) for i in drawn])
             label_ends(place, ends)
+
+
+def happenings(axes: Any, runs: Sequence[Run], x: str) -> None:
+    """What a timeline did, as lines with their names, and phases as shades: of runs in which the same happened."""
+    found = {tuple((step, name) for step, name, _ in happened(run, x)) for run in runs}
+    if len(found) != 1:
+        return
+    marks = [mark for mark in happened(runs[0], x) if mark[2] > 0 or x != "bytes_sent"]
+    often = {name for _, name, _ in marks if sum(name == other for _, other, _ in marks) > MOST_OFTEN}
+    last = axes.dataLim.x1
+    phases = [(at, name) for _, name, at in marks if name.startswith(PHASE)]
+    for i, (at, name) in enumerate(phases):
+        end = phases[i + 1][0] if i + 1 < len(phases) else last
+        axes.axvspan(at, end, color=GREY, alpha=0.12 if i % 2 else 0.04, linewidth=0, zorder=0)
+        _at_top(axes, at, name.removeprefix(PHASE))
+    for _, name, at in marks:
+        if not name.startswith(PHASE):
+            axes.axvline(at, color=GREY, linestyle="--", linewidth=0.8, zorder=0)
+            if name not in often:
+                _at_top(axes, at, name, rotation=90)
+    for name in sorted(often):
+        _at_top(axes, next(at for _, other, at in marks if other == name), name, rotation=90)
+
+
+def _at_top(axes: Any, at: float, text: str, *, rotation: int = 0) -> None:
+    axes.annotate(
+        text, (at, 1.0), (3, -3), xycoords=axes.get_xaxis_transform(), textcoords="offset points", rotation=rotation,
+        ha="left", va="top", fontsize=7, color=DARK,
+    )  # fmt: skip
+
+
+def happened(run: Run, x: str) -> list[tuple[int, str, float]]:
+    """By their steps, what a timeline did in a run, and where that is on an axis of `x`."""
+    found = []
+    for row in run.rows:
+        for key, value in row.items():
+            if not key.startswith(TIMELINE) or not value:
+                continue
+            name = key.removeprefix(TIMELINE)
+            if name == "phase":
+                name = f"{PHASE}{value}"
+            elif value in STATES:
+                name = f"{name} {value}"
+            try:
+                found.append((int(row["step"]), name, float(row[x]) / (MEGABYTE if x == "bytes_sent" else 1)))
+            except (ValueError, KeyError, TypeError):
+                continue
+    return found
 
 
 def name_of(found: Group) -> str:

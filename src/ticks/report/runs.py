@@ -60,6 +60,7 @@ def load_runs(directories: Sequence[Path]) -> list[Run]:
     skipped = []
     for directory in directories:
         found = sorted(directory.glob("**/summary.json"))
+        found = [file for file in found if "phases" not in file.relative_to(directory).parts]  # of a run that is there
         if not directory.exists():
             skipped.append(f"no run in '{directory}', which does not exist")
         elif not found:

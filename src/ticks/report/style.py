@@ -14,7 +14,7 @@ from ticks.config import ConfigError, did_you_mean
 from ticks.report.groups import shown
 
 # Okabe and Ito's, without the yellow that is lost on white; black is DDP's and a baseline's alone
-BLACK, GREY = "#000000", "#8c8c8c"
+BLACK, GREY, DARK = "#000000", "#8c8c8c", "#555555"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#80ba5a")
 FIXED = {
     "ddp": BLACK, "ticks": PALETTE[0], "local_sgd": PALETTE[1], "diloco": PALETTE[2],

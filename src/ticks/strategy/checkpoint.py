@@ -197,11 +197,13 @@ def _whole(file: Path) -> dict[str, Any]:
     return loaded
 
 
-def newest_usable(directory: Path, of: Collection[str] = ()) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint in `directory` that a run with a fingerprint in `of` wrote (any run if `of` is
+def newest_usable(directories: Path | Iterable[Path], of: Collection[str] = ()) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint in `directories` that a run with a fingerprint in `of` wrote (any run if `of` is
     empty), and a line for every newer one that cannot be used."""
     complaints: list[str] = []
-    for path in sorted(directory.glob("*.ckpt"), key=lambda p: p.stat().st_mtime_ns, reverse=True):
+    places = [directories] if isinstance(directories, Path) else directories
+    files = [file for place in places for file in place.glob("*.ckpt")]
+    for path in sorted(files, key=lambda p: p.stat().st_mtime_ns, reverse=True):
         if (reason := damage(path, of)) is None:
             return path, complaints
         complaints.append(f"{path} cannot be used ({reason})")

@@ -287,6 +287,17 @@ class TickStrategy(WorkerStrategy):
         if self.world_size > 1 and trainer.should_stop and not self._stop_agreed:
             self._rounds.known.stop_wanted, trainer.should_stop = True, False
 
+    def begin_anew(self) -> None:
+        """The next fit, of another module perhaps, takes nothing over but steps and what was sent."""
+        self._rounds = Rounds(self)
+        self._agreed_model = AgreedModel(self._rounds)
+
+    def everywhere(self, change: Callable[[], None]) -> None:
+        """`change`, which alters the module's tensors in place and is the same on all workers, is done to what this
+        worker has and to the anchor. No message."""
+        change()
+        self._rounds.change_anchor(change)
+
     def stop_together(self) -> None:
         """Training ends after this step; every worker says so."""
         assert self.lightning_module is not None

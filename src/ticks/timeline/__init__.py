@@ -1,12 +1,24 @@
 """What happens when: settings that are functions of the step, and events at their moments."""
 
 from ticks.timeline.action import Action, Event, Setting, Stage
-from ticks.timeline.events import Evaluate, Run, Save, Show, Stop
-from ticks.timeline.settings import Dropout, Freeze, Interval, LrFactor, NormGate, Number, Thaw, TrainOnly, WeightDecay
+from ticks.timeline.events import Evaluate, Prune, Run, Save, Show, Stop
+from ticks.timeline.settings import (
+    BatchSize,
+    Dropout,
+    Freeze,
+    Interval,
+    LrFactor,
+    NormGate,
+    Number,
+    Thaw,
+    TrainOnly,
+    WeightDecay,
+)
 from ticks.timeline.timeline import Timeline
 
 __all__ = [
     "Action",
+    "BatchSize",
     "Dropout",
     "Evaluate",
     "Event",
@@ -15,6 +27,7 @@ __all__ = [
     "LrFactor",
     "NormGate",
     "Number",
+    "Prune",
     "Run",
     "Save",
     "Setting",

@@ -17,6 +17,7 @@ class Stage:
     module: Any
     say: Callable[[str], None] = print
     step: int = 0
+    begin: int = 0  # steps of the run before the timeline's first
     made: tuple[Any, ...] | None = None  # optimizers, where the trainer has none yet
     given: Any = None  # data, where the trainer has none yet
 
@@ -41,6 +42,9 @@ class Action(ABC):  # noqa: B024  # what it can do is a setting's or an event's
 
 class Setting(Action):
     """A value that is a pure function of the step: computed anew wherever a run begins or goes on, never kept."""
+
+    of_model = False  # whether it changes what the model computes, also when it does not train
+    of_training = False  # whether it changes which parameters train
 
     @abstractmethod
     def targets(self, stage: Stage) -> list[str]:
@@ -68,6 +72,15 @@ class Event(Action):
     @abstractmethod
     def happen(self, stage: Stage) -> str | None:
         """A few words on what came of it, or None."""
+
+    def check(self, stage: Stage) -> None:
+        """ArgumentError, before the first step, for what it could not do."""
+
+    def over(self, trainer: Any) -> None:
+        """The fit is over."""
+
+    def happened(self, stage: Stage) -> None:
+        """A run goes on in which it has happened, perhaps several times: what no checkpoint keeps of that."""
 
 
 def between(start: float, end: float, share: float) -> float:

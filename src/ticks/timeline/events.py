@@ -1,4 +1,4 @@
-"""Events: a checkpoint by name, an evaluation, what the task has to show, the end, anything of yours."""
+"""Events: a checkpoint by name, an evaluation, what the task has to show, pruning, the end, anything of yours."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ticks.arguments import ArgumentError
+from ticks.arguments import share as shares
+from ticks.models.changes.prune import mask, prunable, smallest, stay_pruned, zero
 from ticks.timeline.action import Event, Stage
 
 
@@ -23,7 +25,7 @@ class Save(Event):
         trainer = stage.trainer
         others = [callback.dirpath for callback in trainer.checkpoint_callbacks if getattr(callback, "dirpath", None)]
         folder = self.directory or (others[0] if others else f"{trainer.default_root_dir}/checkpoints")
-        path = Path(folder).expanduser() / f"{self.name}-{stage.step:08d}.ckpt"
+        path = Path(folder).expanduser() / f"{self.name}-{stage.begin + stage.step:08d}.ckpt"
         trainer.save_checkpoint(path)
         return str(path)
 
@@ -40,7 +42,7 @@ class Evaluate(Event):
             self._before = trainer.val_check_batch
             trainer.val_check_batch = 1  # so that Lightning measures behind this step
 
-    def over(self, trainer: Any) -> None:
+    def as_before(self, trainer: Any) -> None:
         """Lightning measures as often as it did."""
         if self._before is not None:
             trainer.val_check_batch, self._before = self._before, None
@@ -65,10 +67,58 @@ class Show(Event):
         if not hasattr(shown, "savefig"):
             stage.say(str(shown))
             return str(shown)
-        path = Path(self.directory or trainer.default_root_dir).expanduser() / f"shown-{stage.step:08d}.png"
+        path = (
+            Path(self.directory or trainer.default_root_dir).expanduser() / f"shown-{stage.begin + stage.step:08d}.png"
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         shown.savefig(path, dpi=150)
         return str(path)
+
+
+class Prune(Event):
+    """The `share` of the model's weights in linear maps that is the nearest to zero, in the model that all workers
+    agree on, is zero from now on (arXiv 1506.02626; little by little: 1710.01878)."""
+
+    def __init__(self, *, share: float) -> None:
+        shares(share=share)
+        self.share = share
+        self._masks: Callable[..., None] | None = None  # that they stay zero at ticks
+
+    def check(self, stage: Stage) -> None:
+        prunable(self._model(stage))
+
+    @staticmethod
+    def _model(stage: Stage) -> Any:
+        return getattr(stage.module, "model", stage.module)
+
+    def happen(self, stage: Stage) -> str:
+        maps = prunable(self._model(stage))
+        with getattr(stage.trainer.strategy, "agreed_model", nullcontext)():
+            kept = smallest(maps, self.share)
+        self._stay(stage, maps, kept)
+        return f"{self.share:g} of {sum(one.numel() for one in kept):,} weights"
+
+    def happened(self, stage: Stage) -> None:
+        """What was pruned is what is zero."""
+        maps = prunable(self._model(stage))
+        self._stay(stage, maps, [one.weight.detach() != 0 for one in maps])
+
+    def _stay(self, stage: Stage, maps: list[Any], kept: list[Any]) -> None:
+        strategy = stage.trainer.strategy
+        mask(maps, kept)
+        everywhere = getattr(strategy, "everywhere", lambda change: change())
+        everywhere(lambda: zero(maps))
+        if self._masks is None:  # what is pruned later is masked in the same maps
+            self._masks = lambda metrics: everywhere(lambda: zero(maps))
+            for optimizer in stage.optimizers:
+                stay_pruned(self._model(stage), optimizer)
+            if isinstance(getattr(strategy, "on_tick", None), list):  # a rule's momentum moves them there
+                strategy.on_tick.append(self._masks)
+
+    def over(self, trainer: Any) -> None:
+        if self._masks in (listeners := getattr(trainer.strategy, "on_tick", [])):
+            listeners.remove(self._masks)
+        self._masks = None
 
 
 class Stop(Event):

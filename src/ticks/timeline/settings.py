@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from ticks.arguments import ArgumentError, at_least, not_negative, share
-from ticks.models.gate import gate, gated_norms
+from ticks.models.changes.gate import gate, gated_norms
 from ticks.strategy.clock import Clock, Facts
 from ticks.timeline.action import Setting, Stage, between
 
@@ -49,7 +49,7 @@ class LrFactor(Setting):
         def begin(optimizer: Any, *_: Any) -> None:
             before[:] = [group["lr"] for group in optimizer.param_groups]
             for group in optimizer.param_groups:
-                group["lr"] = group["lr"] * factor(stage.trainer.global_step)
+                group["lr"] = group["lr"] * factor(stage.trainer.global_step - stage.begin)
 
         def end(optimizer: Any, *_: Any) -> None:
             for group, lr in zip(optimizer.param_groups, before, strict=True):
@@ -92,6 +92,8 @@ class WeightDecay(Setting):
 class _Training(Setting):
     """Which parameters train. `match` are regular expressions, found anywhere in a parameter's name."""
 
+    of_training = True
+
     def __init__(self, match: str | Sequence[str]) -> None:
         self.match = [match] if isinstance(match, str) else list(match)
         self._at_start: dict[str, bool] = {}
@@ -111,7 +113,7 @@ class _Training(Setting):
         self._at_start = {f"whether {name} trains": p.requires_grad for name, p in named.items()}
         meant = [name for name in named if self._is_meant(name)]
         for name in meant:
-            named[name].thaws = isinstance(self, Thaw)  # type: ignore[attr-defined]  # what is frozen now is to change
+            named[name].timed = True  # type: ignore[attr-defined]  # no proof that it stayed what it was
         return [f"whether {name} trains" for name in meant]
 
     def _matches(self, name: str) -> bool:
@@ -217,11 +219,16 @@ class Number(Setting):
 
 class NormGate(Setting):
     """How much of a norm there is, (1 - a) x + a N(x), a from `start` to `end`, at the norms whose names `sites` (a
-    pattern with *, or several) fits."""
+    pattern with *, or several) fits. With `keep_affine` gamma and beta stay, gamma ((1 - a) x + a n(x)) + beta: at 0
+    `ticks.models.changes.fold_norms` makes what is left part of the next linear maps."""
 
-    def __init__(self, *, start: float = 0.0, end: float = 1.0, sites: str | Sequence[str] = "*") -> None:
+    of_model = True
+
+    def __init__(
+        self, *, start: float = 0.0, end: float = 1.0, sites: str | Sequence[str] = "*", keep_affine: bool = False
+    ) -> None:
         share(start=start, end=end)
-        self.start, self.end = start, end
+        self.start, self.end, self.keep_affine = start, end, keep_affine
         self.sites = [sites] if isinstance(sites, str) else list(sites)
 
     def targets(self, stage: Stage) -> list[str]:
@@ -229,13 +236,16 @@ class NormGate(Setting):
         for pattern in self.sites:
             if not any(fnmatchcase(name, pattern) for name in found):
                 raise ArgumentError("sites", pattern, f"fits no norm; there are {_some(found) or 'none'}")
-        return [f"the gate of {name}" for name in found if any(fnmatchcase(name, pattern) for pattern in self.sites)]
+        meant = [name for name in found if any(fnmatchcase(name, pattern) for pattern in self.sites)]
+        if self.keep_affine and (several := [name for name in meant if hasattr(found[name], "task_norms")]):
+            raise ArgumentError("keep_affine", True, f"cannot be at {several[0]}: it has a gamma for each task")
+        return [f"the gate of {name}" for name in meant]
 
     def value(self, target: str, share: float) -> float:
         return between(self.start, self.end, share)
 
     def set(self, stage: Stage, target: str, value: float) -> None:
-        gate(stage.module.get_submodule(target.removeprefix("the gate of ")), value)
+        gate(stage.module.get_submodule(target.removeprefix("the gate of ")), value, keep_affine=self.keep_affine)
 
 
 class Interval(Setting):
@@ -261,18 +271,61 @@ class Interval(Setting):
         """The clock says it."""
 
 
+class BatchSize(Setting):
+    """Samples of a step, from `start` (None: what the data say) to `end`. The data say how many come before each step:
+    none is seen twice in an epoch, and none left out."""
+
+    def __init__(self, *, end: int, start: int | None = None) -> None:
+        at_least(1, end=end, start=end if start is None else start)
+        self.end, self.start = end, start
+        self._own, self._parts = end, 1
+
+    def targets(self, stage: Stage) -> list[str]:
+        data = stage.data
+        if not hasattr(data, "vary_batch_size"):
+            does = "does not say which samples come before a step (ticks.data.MapData does)"
+            raise ArgumentError("end", self.end, f"cannot be: {type(data).__name__} {does}")
+        if not getattr(data, "sizes_can_change", True):
+            raise ArgumentError(
+                "end", self.end, "cannot be: the data sort many steps' samples by length, by_length=false"
+            )
+        self._parts = stage.trainer.world_size * stage.trainer.accumulate_grad_batches
+        self._own = data.global_batch_size if self.start is None else self.start
+        for name, size in (("end", self.end), ("start", self._own)):
+            if size % self._parts:
+                near = size // self._parts * self._parts
+                valid = ", ".join(str(n) for n in (near, near + self._parts) if n)
+                raise ArgumentError(name, size, f"must be divisible by {self._parts}, workers x accumulated batches;"
+                                    f" the nearest that are: {valid}")  # fmt: skip
+        return ["the batch size"]
+
+    def value(self, target: str, share: float) -> int:
+        size = round(between(float(self._own), float(self.end), share))
+        return max(self._parts, size // self._parts * self._parts)
+
+    def follow(self, stage: Stage, size: Callable[[int], int]) -> None:
+        """From now on: `size` is of each step's."""
+        stage.data.vary_batch_size(size)
+
+    def set(self, stage: Stage, target: str, value: int) -> None:
+        """The data say it."""
+
+
 class Timed(Clock):
     """A clock whose interval a timeline sets: `interval` is of each step's, or None for what `clock` says. At the
-    `borders`, so many steps, a round ends."""
+    `borders`, so many steps, a round ends. Both count what lies behind the first `begin` steps of the run."""
 
-    def __init__(self, clock: Clock, interval: Callable[[int], int | None], borders: Iterable[float]) -> None:
-        self.clock, self._interval, self._borders = clock, interval, sorted(borders)
+    def __init__(
+        self, clock: Clock, interval: Callable[[int], int | None], borders: Iterable[float], begin: int = 0
+    ) -> None:
+        self.clock, self._interval, self._borders, self._begin = clock, interval, sorted(borders), begin
 
     def next_interval(self, facts: Facts) -> int:
-        said = self._interval(facts.step + 1)
-        own = self.clock.next_interval(facts) if said is None else said - facts.step % said
-        border = next((b for b in self._borders if b > facts.step), None)
-        return own if border is None else max(1, min(own, int(border) - facts.step))
+        step = facts.step - self._begin
+        said = self._interval(step + 1)
+        own = self.clock.next_interval(facts) if said is None else said - step % said
+        border = next((b for b in self._borders if b > step), None)
+        return own if border is None else max(1, min(own, int(border) - step))
 
     @property
     def label(self) -> str:

@@ -11,7 +11,8 @@ training, those before a stop among them; all workers take the slowest one's, wh
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -20,21 +21,32 @@ from ticks.arguments import ArgumentError
 from ticks.timeline.action import Event, Setting, Stage
 from ticks.timeline.events import Evaluate
 from ticks.timeline.moments import Entry, Track, entry
-from ticks.timeline.settings import Interval, LrFactor, Timed
+from ticks.timeline.settings import BatchSize, Interval, LrFactor, Timed
 
 Said = Mapping[str, Any]  # {"every": 100, "do": Save()}
 
 
+@contextmanager
+def _of(one: Entry) -> Iterator[None]:
+    """A mistake in an action's argument, by where it stands."""
+    try:
+        yield
+    except ArgumentError as error:
+        raise ArgumentError(f"{one.name}.do.{error.argument}", error.value, error.valid) from None
+
+
 class Timeline(Callback):
     """Takes entries by name, or a list of them: {"at" or "every" or "from", "until", "ramp", and "do": an action}.
+    Steps and ticks count from behind the first `begin` steps of the run.
 
     ArgumentError, when training is about to start, for moments and actions that cannot be.
     """
 
-    def __init__(self, entries: Mapping[str, Said] | Sequence[Said] = ()) -> None:
+    def __init__(self, entries: Mapping[str, Said] | Sequence[Said] = (), *, begin: int = 0) -> None:
         if not isinstance(entries, Mapping):
             entries = {f"{type(said.get('do')).__name__.lower()}{i or ''}": said for i, said in enumerate(entries)}
         self.said = dict(entries)
+        self.begin = begin
         self.entries: list[Entry] = []
         self.tracks: list[Track] = []
         self.listeners: list[Callable[[Trainer, str, Any], None]] = []  # told an entry's name and what it did or is
@@ -45,6 +57,9 @@ class Timeline(Callback):
         self._last_step = -1
         self._ticked = False
         self._told: dict[str, str] = {}  # by a setting's name: what listeners know
+        self._ticks_before = 0
+        self._behind_evaluation: list[Entry] = []  # what waits for one
+        self._waited: list[str] = []  # and did when a run was stopped
 
     # ---- before training
 
@@ -55,21 +70,50 @@ class Timeline(Callback):
 
     def check(self, stage: Stage) -> None:
         """ArgumentError for settings that find nothing to set, or contradict each other. Optimizers must be there."""
-        by_target: dict[str, list[Entry]] = {}
-        for one in self.entries:
-            if isinstance(one.do, Setting):
-                try:
-                    targets = one.do.targets(stage)
-                except ArgumentError as error:
-                    raise ArgumentError(f"{one.name}.do.{error.argument}", error.value, error.valid) from None
-                for target in targets:
-                    by_target.setdefault(target, []).append(one)
-        self.tracks = [Track(target, entries) for target, entries in by_target.items()]
-        for track in self.tracks:
-            track.check()
+        self.tracks = self._tracks(self.entries, stage)
+        for one in self.events():
+            with _of(one):
+                one.do.check(stage)  # type: ignore[attr-defined]
         if self.events("ticks") and not hasattr(stage.trainer.strategy, "on_tick"):
             name = self.events("ticks")[0].name
             raise ArgumentError(name, "ticks", f"are not there: {type(stage.trainer.strategy).__name__} has none")
+
+    def _tracks(self, entries: Sequence[Entry], stage: Stage) -> list[Track]:
+        """A value over the steps for each target of the settings among them."""
+        by_target: dict[str, list[Entry]] = {}
+        for one in entries:
+            if isinstance(one.do, Setting):
+                with _of(one):
+                    targets = one.do.targets(stage)
+                for target in targets:
+                    by_target.setdefault(target, []).append(one)
+        tracks = [Track(target, entries) for target, entries in by_target.items()]
+        for track in tracks:
+            track.check()
+        return tracks
+
+    def dress(self, module: Any, step: int, total_steps: float) -> None:
+        """Let a model compute what it does behind so many steps of such a run."""
+        entries = [one for one in self.plan(total_steps) if isinstance(one.do, Setting) and one.do.of_model]
+        stage = Stage(None, module, begin=self.begin)
+        for track in self._tracks(entries, stage):
+            track.set(stage, max(1, step))
+
+    def what_trains(self, stage: Stage, total_steps: float) -> Iterator[tuple[int, list[str]]]:
+        """From which step on other parameters train than before, and by which entries; in between they do. Behind the
+        last it is as it was."""
+        tracks = [track for track in self.tracks if Track.setting(track.entries[0]).of_training]
+        before = {name: p.requires_grad for name, p in stage.module.named_parameters()}
+        step: float = 1
+        while tracks and step <= total_steps:
+            names = []
+            for track in tracks:
+                track.set(stage, int(step))
+                names += [e.name for e in track.entries if e.holds(int(step))]
+            yield int(step), list(dict.fromkeys(names))
+            step = min(track.next_change(int(step)) for track in tracks)
+        for name, p in stage.module.named_parameters():
+            p.requires_grad_(before[name])
 
     def events(self, kind: str | None = None) -> list[Entry]:
         """In the order in which they happen."""
@@ -80,10 +124,20 @@ class Timeline(Callback):
         """For people."""
         return [f"{one.name}: {one}" for one in self.entries]
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Before anything asks for the data how large their batches are."""
+        if stage != "fit" or not any(isinstance(said.get("do"), BatchSize) for said in self.said.values()):
+            return
+        self.plan(trainer.max_steps - self.begin if trainer.max_steps > 0 else math.inf)
+        at = Stage(trainer, pl_module, begin=self.begin)
+        entries = [one for one in self.entries if isinstance(one.do, BatchSize)]
+        for target in entries[0].do.targets(at):  # type: ignore[union-attr, attr-defined]
+            self._hand_over(Track(target, entries), at)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         steps = trainer.estimated_stepping_batches if self.said else -1
-        self.plan(steps if steps > 0 else math.inf)
-        stage = Stage(trainer, pl_module)
+        self.plan(steps - self.begin if steps > 0 else math.inf)
+        stage = Stage(trainer, pl_module, begin=self.begin)
         self.check(stage)
         for track in self.tracks:
             self._hand_over(track, stage)
@@ -93,17 +147,21 @@ class Timeline(Callback):
         first = track.entries[0].do
         if isinstance(first, LrFactor):
             first.follow(stage, lambda done: track.value(done + 1))
+        elif isinstance(first, BatchSize):
+            first.follow(stage, track.value)
         elif isinstance(first, Interval):
             borders = {b for e in track.entries for b in (e.begin, e.until) if 0 < b < math.inf}
             strategy: Any = stage.trainer.strategy
             own = strategy.clock.clock if isinstance(strategy.clock, Timed) else strategy.clock
-            strategy.clock = Timed(own, track.value, borders)
+            strategy.clock = Timed(own, track.value, borders, self.begin)
 
     # ---- while it trains
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step, strategy = self._step(trainer), trainer.strategy
-        self._done.setdefault("steps", -1.0)
+        if "steps" not in self._done:
+            self._done["steps"] = -1.0
+            self._ticks_before = self._ticks(trainer)
         listeners = getattr(strategy, "on_tick", None)
         if self.entries and isinstance(listeners, list):
             if self._on_tick not in listeners:
@@ -111,16 +169,22 @@ class Timeline(Callback):
             if hasattr(strategy, "seconds_of_training"):
                 strategy.seconds_of_training = self.seconds
         self._since = time.perf_counter()
-        self._set(Stage(trainer, pl_module, step=step), step + 1)
+        stage = Stage(trainer, pl_module, step=step, begin=self.begin)
+        for one in self.events():
+            if any(one.due(kind, -1.0, over) for kind, over in self._done.items()):  # type: ignore[arg-type]
+                one.do.happened(stage)  # type: ignore[attr-defined]
+        self._set(stage, step + 1)
         self._last_step = step
         self._find_next(step)
+        self._behind_evaluation = [one for one in self.events() if one.name in self._waited]
+        self._do_what_waited(stage)
         if self._done["steps"] < step == 0:  # what is to happen before the first step
-            self._happen(Stage(trainer, pl_module, step=0))
+            self._happen(stage)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         step = self._last_step + 1
         if step >= self._next_setting:
-            self._set(Stage(trainer, pl_module, step=step - 1), step)
+            self._set(Stage(trainer, pl_module, step=step - 1, begin=self.begin), step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -132,12 +196,25 @@ class Timeline(Callback):
             return
         self._last_step = step
         if step >= self._next_event or self._ticked or self._looks_at_the_clock(trainer):
-            self._happen(Stage(trainer, pl_module, step=step))
+            self._happen(Stage(trainer, pl_module, step=step, begin=self.begin))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            return
         for one in self.entries:
             if isinstance(one.do, Evaluate):
-                one.do.over(trainer)
+                one.do.as_before(trainer)
+        self._do_what_waited(Stage(trainer, pl_module, step=self._last_step, begin=self.begin))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing of it is left in what may serve another fit."""
+        strategy: Any = trainer.strategy
+        if self._on_tick in (listeners := getattr(strategy, "on_tick", [])):
+            listeners.remove(self._on_tick)
+        if isinstance(clock := getattr(strategy, "clock", None), Timed):
+            strategy.clock = clock.clock
+        for one in self.events():
+            one.do.over(trainer)  # type: ignore[attr-defined]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seconds, self._since = self.seconds(), None
@@ -145,9 +222,13 @@ class Timeline(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._seconds, self._since = self.seconds(), None
 
+    def _step(self, trainer: Trainer) -> int:
+        return int(getattr(trainer.strategy, "step", trainer.global_step)) - self.begin
+
     @staticmethod
-    def _step(trainer: Trainer) -> int:
-        return int(getattr(trainer.strategy, "step", trainer.global_step))
+    def _ticks(trainer: Trainer) -> int:
+        ledger: Any = getattr(trainer.strategy, "ledger", None)
+        return 0 if ledger is None else ledger.ticks
 
     def seconds(self) -> float:
         """Of training so far, on this worker."""
@@ -180,7 +261,7 @@ class Timeline(Callback):
         now = {"steps": float(step)}
         if self._ticked or not hasattr(trainer.strategy, "on_tick"):
             if self.events("ticks"):
-                now["ticks"] = float(trainer.strategy.ledger.ticks)  # type: ignore[attr-defined]
+                now["ticks"] = float(self._ticks(trainer) - self._ticks_before)
             if self.events("seconds"):
                 now["seconds"] = self._agreed_seconds(trainer)
         return now
@@ -192,17 +273,29 @@ class Timeline(Callback):
         return self.seconds() if trainer.world_size == 1 else strategy.broadcast(self.seconds())
 
     def _happen(self, stage: Stage) -> None:
-        """All events whose moments have come; those that keep something last."""
+        """All events whose moments have come; those that keep something last, behind an evaluation too."""
         before, now = dict(self._done), self._now(stage.trainer, stage.step)
         self._done |= now
-        self._ticked = False
+        self._ticked = evaluates = False
         for one in self.events():
-            if any(one.due(kind, before.get(kind, 0.0), over) for kind, over in now.items()):  # type: ignore[arg-type]
-                assert isinstance(one.do, Event)
-                said = one.do.happen(stage)
-                for listener in self.listeners:
-                    listener(stage.trainer, one.name, said)
+            if not any(one.due(kind, before.get(kind, 0.0), over) for kind, over in now.items()):  # type: ignore[arg-type]
+                continue
+            if evaluates and one.do.last:  # type: ignore[attr-defined]
+                self._behind_evaluation.append(one)
+                continue
+            evaluates = evaluates or (isinstance(one.do, Evaluate) and stage.trainer.enable_validation)
+            self._do(one, stage)
         self._find_next(stage.step)
+
+    def _do_what_waited(self, stage: Stage) -> None:
+        while self._behind_evaluation:
+            self._do(self._behind_evaluation.pop(0), stage)
+
+    def _do(self, one: Entry, stage: Stage) -> None:
+        assert isinstance(one.do, Event)
+        said = one.do.happen(stage)
+        for listener in self.listeners:
+            listener(stage.trainer, one.name, said)
 
     def _find_next(self, step: int) -> None:
         self._next_event = min((e.next_step(step) for e in self.events("steps")), default=math.inf)
@@ -210,7 +303,11 @@ class Timeline(Callback):
     # ---- what is kept
 
     def state_dict(self) -> dict[str, Any]:
-        return {"done": dict(self._done), "seconds": self.seconds()}
+        waiting = [one.name for one in self._behind_evaluation]
+        kept = {"done": dict(self._done), "seconds": self.seconds(), "ticks_before": self._ticks_before}
+        return kept | {"waiting": waiting}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._done, self._seconds = dict(state_dict["done"]), state_dict["seconds"]
+        self._ticks_before = state_dict["ticks_before"]
+        self._waited = list(state_dict["waiting"])

@@ -11,6 +11,7 @@ and for several tasks on one base: set_task(model, name), or a name per example.
 from ticks.models.changes.adapter_file import AdapterError, load_adapter, remove_task, save_adapter
 from ticks.models.changes.beside import attach_ticks
 from ticks.models.changes.families import FAMILIES, Family, find_ffns
+from ticks.models.changes.fold_norms import fold_norms
 from ticks.models.changes.frozen import base, digest, frozen, quiet_statistics, train_only
 from ticks.models.changes.heads import TaskHeads
 from ticks.models.changes.merge import CannotMerge, merge, unmerge
@@ -29,6 +30,7 @@ __all__ = [
     "chosen_of",
     "digest",
     "find_ffns",
+    "fold_norms",
     "freeze",
     "frozen",
     "load_adapter",

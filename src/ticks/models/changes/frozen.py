@@ -30,14 +30,15 @@ def train_only(model: nn.Module, patterns: Iterable[str]) -> list[str]:
 
 def frozen(model: nn.Module) -> dict[str, Tensor]:
     """By name, every tensor that training must not change: parameters that do not train, under each of their names, and
-    what a module none of whose parameters trains keeps besides (running statistics)."""
+    what a module none of whose parameters trains keeps besides (running statistics). Those are left out of which a
+    timeline says when they train: they are `timed`."""
     found: dict[str, Tensor] = {}
     for place, module in model.named_modules(remove_duplicate=False):
         own = [p for p in module._parameters.values() if p is not None]
         kept: dict[str, Any] = {
             name: p
             for name, p in module._parameters.items()
-            if p is not None and not p.requires_grad and not getattr(p, "thaws", False)
+            if p is not None and not p.requires_grad and not getattr(p, "timed", False)
         }
         if own and len(kept) == len(own):
             temporary = module._non_persistent_buffers_set

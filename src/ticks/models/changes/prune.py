@@ -1,6 +1,7 @@
 """Magnitude pruning: the smallest weights of a model's linear maps are zero from now on (arXiv 1506.02626)."""
 
 import re
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,17 @@ def prune(model: nn.Module, *, share: float) -> nn.Module:
     tells an optimizer of it. ArgumentError for a model without linear maps.
     """
     _check(share)
+    maps = prunable(model)
+    if share:
+        kept = smallest(maps, share)
+        mask(maps, kept)
+        for module, stays in zip(maps, kept, strict=True):
+            module.weight.detach().mul_(stays)  # one that does not train, too
+    return model
+
+
+def prunable(model: nn.Module) -> list[Any]:
+    """The linear maps whose weights can be pruned. ArgumentError if there are none."""
     tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     maps = [
         module
@@ -30,27 +42,35 @@ def prune(model: nn.Module, *, share: float) -> nn.Module:
     ]
     if not maps:
         raise ArgumentError("model", type(model).__name__, "has no linear maps to prune")
-    if not share:
-        return model
-    parameters = [(module, "weight") for module in maps]
-    torchs.global_unstructured(parameters, pruning_method=torchs.L1Unstructured, amount=share)
-    for module in maps:
-        torchs.remove(module, "weight")
-        weight: Tensor = module.weight  # type: ignore[assignment]
-        module.register_buffer(MASK, weight.detach() != 0, persistent=False)
-    return model
+    return maps
+
+
+def smallest(maps: list[Any], share: float) -> list[Tensor]:
+    """For each map, which of its weights stay: all but the `share` of all of them that is the nearest to zero."""
+    weights = [module.weight.detach() for module in maps]
+    flat = torch.cat([weight.abs().float().flatten() for weight in weights])
+    kept = torchs.L1Unstructured(amount=share).compute_mask(flat, torch.ones_like(flat)) != 0
+    parts = kept.split([weight.numel() for weight in weights])
+    return [part.view(weight.shape) for part, weight in zip(parts, weights, strict=True)]
+
+
+def mask(maps: list[Any], kept: list[Tensor]) -> None:
+    """The rest of the weights is zero from now on."""
+    for module, stays in zip(maps, kept, strict=True):
+        module.register_buffer(MASK, stays.clone(), persistent=False)
 
 
 def stay_pruned(model: nn.Module, optimizer: Optimizer) -> Optimizer:
     """What of a model was pruned is zero again behind each of the optimizer's steps, whatever that makes of it."""
     maps = [module for module in model.modules() if MASK in module._buffers]
     if maps:
-        optimizer.register_step_post_hook(lambda *_: _zero(maps))
+        optimizer.register_step_post_hook(lambda *_: zero(maps))
     return optimizer
 
 
 @torch.no_grad()
-def _zero(maps: list[nn.Module]) -> None:
+def zero(maps: list[Any]) -> None:
+    """What is masked."""
     for module in maps:
         weight: Tensor = module.weight  # type: ignore[assignment]
         mask: Tensor = module._buffers[MASK]  # type: ignore[assignment]

@@ -5,6 +5,7 @@ Any layer norm or RMS norm whose class says so, with its own epsilon, precision 
 """
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ class TaskNorm(TaskModule):
 
     def __init__(self, chosen: Chosen, norm: nn.Module) -> None:
         super().__init__(chosen)
-        self.unit = _unit(norm)
+        self.unit = unit_of(norm)
         self._about = (norm,)
         self._before: Callable[..., Tensor] | None = None  # a forward that somebody else has put there
         self.enter()
@@ -100,13 +101,15 @@ def is_norm(module: nn.Module) -> bool:
     return type(module).__name__.endswith(KINDS) and weight is not None and weight.dim() == 1
 
 
-def _unit(norm: nn.Module) -> float:
+def unit_of(norm: nn.Module) -> float:
     """The gamma with which the norm only norms: 1, or 0 where it counts from 1."""
     weight: Tensor = norm.weight  # type: ignore[assignment]
     x = torch.arange(1.0, weight.numel() + 1, device=weight.device, dtype=weight.dtype).unsqueeze(0)
     values = {name: torch.zeros_like(p) for name, p in norm._parameters.items() if p is not None}
+    alone = copy(norm)
+    vars(alone).pop("forward", None)  # what somebody has put there
     with torch.no_grad():
-        zero: Tensor = torch.func.functional_call(norm, values, (x,))
+        zero: Tensor = torch.func.functional_call(alone, values, (x,))
     return 0.0 if bool(zero.abs().sum() > 0) else 1.0
 
 

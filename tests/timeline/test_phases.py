@@ -1,0 +1,211 @@
+"""Phases: one run that learns one thing after another, as if each were a run, and resumes anywhere."""
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+
+from tests.conftest import only_run, run_command, run_forked
+from ticks.phases import TakeOver
+from ticks.record.metrics import MetricsFile
+
+TINY = ("data.block_size=16", "data.global_batch_size=8", "model.d_model=32", "model.n_layers=2", "model.n_heads=2",
+        "optimizer=adamw", "trainer.val_check_interval=4", "trainer.limit_val_batches=2",
+        "test=false", "task.sample_bytes=0", "schedule.warmup_steps=2", "strategy.clock.interval=3",
+        "callbacks.checkpoint.save_top_k=-1")  # fmt: skip
+FIRST = "first:{trainer:{max_steps:10}}"
+SECOND = "second:{model:rms,optimizer.lr:0.001,trainer.max_steps:7,timeline:norm_warmup,timeline.norm_warmup.ramp:4}"
+
+
+def learnt(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints" / "final.ckpt", weights_only=True)["state_dict"]
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("phases")
+    code, output = run_forked(2, home, *TINY, f"phases={{{FIRST},{SECOND}}}")
+    assert code == 0, output
+    assert "phase first: steps 1 to 10" in output
+    assert "phase second goes on with all of the model" in output
+    assert "phase second: steps 11 to 17" in output
+    return only_run(home)
+
+
+@pytest.mark.workers
+def test_it_is_one_run_with_a_row_for_each_phase(whole: Path) -> None:
+    about = json.loads((whole / "summary.json").read_text())
+    assert (about["status"], about["steps"]) == ("finished", 17)
+    first, second = about["phases"]
+    assert (first["name"], first["begin"], first["steps"], first["tokens"]) == ("first", 0, 10, 10 * 8 * 16)
+    assert (second["name"], second["begin"], second["steps"], second["tokens"]) == ("second", 10, 7, 7 * 8 * 16)
+    for key in ("ticks", "bytes_sent_per_worker", "messages", "tokens"):
+        assert first[key] + second[key] == about[key], key
+    assert first["ticks"] == 4, "after steps 3, 6, 9 and at the end"
+    assert second["val_loss"] == about["val_loss"] != first["val_loss"]
+    rows = MetricsFile(whole / "metrics.csv").rows()
+    assert [(row["step"], row["timeline/phase"]) for row in rows if row["timeline/phase"]] == [
+        ("0", "first"), ("10", "second"),
+    ]  # fmt: skip
+    marks = [(row["step"], row["timeline/norm_warmup"]) for row in rows if row["timeline/norm_warmup"]]
+    assert marks == [("10", "ramps"), ("13", "holds")], "its timeline counts from where the phase begins"
+    assert [row["step"] for row in rows if row["tick/loss"]] == ["3", "6", "9", "10", "12", "15", "17"]
+    assert not [step for step in map(int, (row["step"] for row in rows)) if step > 17]
+
+
+@pytest.mark.workers
+def test_a_phase_that_is_over_is_a_run_like_one_of_its_own(whole: Path, tmp_path: Path) -> None:
+    code, output = run_forked(2, tmp_path, *TINY, "trainer.max_steps=10")
+    assert code == 0, output
+    assert same(learnt(whole / "phases" / "first"), learnt(only_run(tmp_path)))
+    code, output = run_command(whole.parents[2], "eval", f"run={whole}/phases/first", program="ticks")
+    assert code == 0, output
+    about = json.loads((whole / "phases" / "first" / "summary.json").read_text())
+    assert f"val_loss             {about['val_loss']}" in output
+    code, output = run_command(whole.parents[2], "report", str(whole), program="ticks")
+    assert code == 0, output
+    assert "first" not in output, "the run is reported, not what it consists of"
+
+
+@pytest.mark.workers
+@pytest.mark.parametrize("last", ["step-00000004", "step-00000008", "border", "step-00000012", "step-00000016"])
+def test_a_run_that_was_stopped_anywhere_goes_on_to_the_same_bits(last: str, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    number = 10 if last == "border" else int(last.rpartition("-")[2])
+    for file in run.glob("checkpoints/*.ckpt"):
+        if file.stem == "final" or int(file.stem.rpartition("-")[2]) > number:
+            file.unlink()
+    if number < 10:
+        shutil.rmtree(run / "phases")
+    code, output = run_forked(2, tmp_path, f"resume={run}")
+    assert code == 0, output
+    assert same(learnt(whole), learnt(run))
+    before, after = (json.loads((at / "summary.json").read_text())["phases"] for at in (whole, run))
+    for one, other in zip(before, after, strict=True):
+        timed = {"train_seconds"}
+        assert {k: v for k, v in one.items() if k not in timed} == {k: v for k, v in other.items() if k not in timed}
+    marks = [row["timeline/phase"] for row in MetricsFile(run / "metrics.csv").rows() if row["timeline/phase"]]
+    assert marks == ["first", "second"]
+
+
+@pytest.mark.workers
+def test_with_ddp_too(tmp_path: Path) -> None:
+    options = [o for o in TINY if not o.startswith("strategy")]
+    code, output = run_forked(2, tmp_path, *options, "strategy=ddp", f"phases={{{FIRST},{SECOND}}}")
+    assert code == 0, output
+    assert json.loads((only_run(tmp_path) / "summary.json").read_text())["steps"] == 17
+
+
+@pytest.mark.workers
+def test_pretrained_then_tuned_is_what_two_commands_do(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    small = ("data.block_size=16", "data.global_batch_size=8", "test=false", "trainer.val_check_interval=3",
+             "trainer.limit_val_batches=2", "schedule.warmup_steps=2", "strategy.clock.interval=3")  # fmt: skip
+    tiny = ("model.d_model=32", "model.n_layers=2", "model.n_heads=2")
+    code, output = run_forked(2, tmp_path, "experiment=pretrain_then_finetune", *small, *tiny, "trainer.max_steps=9",
+                              "+phases.pretrain.data.tokenizer.vocab_size=300",
+                              "+phases.finetune.data.n_per_class=4")  # fmt: skip
+    assert code == 0, output
+    one = only_run(tmp_path)
+    assert "phase finetune goes on with the model; new: body.blocks.0." in output
+    code, output = run_forked(2, tmp_path, "experiment=pretrain_bbc", *small, *tiny, "trainer.max_steps=9",
+                              "data.tokenizer.vocab_size=300", "run_dir=two")  # fmt: skip
+    assert code == 0, output
+    code, output = run_forked(2, tmp_path, "experiment=finetune_bbc", *small, "trainer.max_steps=9", "run_dir=three",
+                              "data.n_per_class=4", "pretrained=two")  # fmt: skip
+    assert code == 0, output
+    assert same(learnt(one / "phases" / "pretrain"), learnt(tmp_path / "two"))
+    assert same(learnt(one), learnt(tmp_path / "three"))
+    moved = tmp_path / "elsewhere"
+    shutil.move(one, moved)
+    code, output = run_command(tmp_path, "eval", f"run={moved}", program="ticks")
+    assert code == 0, output
+    assert "val_accuracy" in output, "and it is found wherever it lies"
+
+
+@pytest.mark.parametrize(
+    ("phases", "message"),
+    [
+        ("{second:{strategy.clock.interval:2}}", "phases.second: strategy.clock.interval=2 is the whole run's"),
+        ("{second:{trainer.devices:2}}", "phases.second: trainer.devices=2 is the whole run's"),
+        ("{second:{optimizer.ls:2}}", "phases.second: unknown key 'optimizer.ls'"),
+        ("{second:{model:lm}}", "phases.second: model=lm is unknown; valid: encoder"),
+        ("{second:3}", "phases.second=3 must be what is another there"),
+        ("{first:null}", "phases: all of them are null"),
+        ("[a,b]", "phases=['a', 'b'] must be names"),
+        ("{first:{},second:{trainer.max_steps:-1}}", "phases.second: trainer.max_steps=-1 must be a whole number"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_begins(phases: str, message: str, tmp_path: Path) -> None:
+    code, output = run_command(tmp_path, f"phases={phases}")
+    assert code == 2, output
+    assert message in output
+    assert "Traceback" not in output
+    assert not [*tmp_path.glob("logs/runs/*")]
+
+
+@pytest.mark.workers
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ("{model.n_heads:3}", "phases.second: model.n_heads=3 must divide d_model=32"),
+        ("{data:text,data.path:/nowhere}", "phases.second: data.path='/nowhere' matches no file"),
+        ("{timeline:{it:{do:{_target_:ticks.timeline.Freeze,match:'.'}}}}",
+         "phases.second: timeline: from step 1 on, by it: nothing trains"),
+        ("{timeline:lr_steps,timeline.tenth.until:80%}", "sets the learning rate's factor while tenth does"),
+        ("{model:pretrained,task:classification,data:topics}", "phases.second: model.name=None is not set"),
+    ],
+)  # fmt: skip
+def test_a_later_phase_is_tried_before_the_first_begins(second: str, message: str, tmp_path: Path) -> None:
+    typed = [option for option in TINY if not option.startswith(("model.n_heads", "task"))]
+    code, output = run_command(tmp_path, *typed, f"phases={{first:{{model.n_heads:2}},second:{second}}}")
+    assert code == 2, output
+    assert message in output
+    assert "Traceback" not in output
+    assert "steps 1 to" not in output
+
+
+class Small(LightningModule):
+    def __init__(self, width: int, make: Any) -> None:
+        super().__init__()
+        self.kept, self.other, self.make = nn.Linear(4, 3), nn.Linear(3, width), make
+
+    def training_step(self, x: torch.Tensor, index: int) -> torch.Tensor:
+        return self.other(self.kept(x)).square().mean()
+
+    def configure_optimizers(self) -> Any:
+        return self.make(self.parameters())
+
+
+@pytest.mark.workers
+def test_optimizers_know_what_goes_on_training(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "max_steps": 3,
+                             "enable_progress_bar": False, "enable_model_summary": False}  # fmt: skip
+    data = torch.utils.data.DataLoader(torch.randn(8, 4), batch_size=2)  # type: ignore[arg-type]
+    adam = partial(torch.optim.Adam, lr=0.1)
+    first, trainer = Small(2, adam), Trainer(**given)
+    trainer.fit(first, data)
+    moments = {name: first.trainer.optimizers[0].state[p] for name, p in first.named_parameters()}
+    for make, kept in ((adam, {"kept.weight", "kept.bias"}), (partial(torch.optim.SGD, lr=0.1), set())):
+        second, over = Small(5, make), TakeOver(first, trainer)
+        assert over.give_values(second) == "goes on with the model; new: other.weight, other.bias"
+        assert torch.equal(first.kept.weight, second.kept.weight)
+        again = Trainer(**(given | {"max_steps": 0}), callbacks=[over])
+        again.fit(second, data)
+        state = second.trainer.optimizers[0].state
+        assert {name for name, p in second.named_parameters() if p in state} == kept
+        for name in kept:
+            at = state[second.get_parameter(name)]
+            assert torch.equal(at["exp_avg"], moments[name]["exp_avg"])
+            assert at["step"] == 3
