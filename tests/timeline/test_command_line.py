@@ -7,6 +7,10 @@ import pytest
 import torch
 
 from tests.conftest import REPOSITORY, only_run, run_command, run_forked
+from ticks.assemble import restored
+from ticks.job import resumed_job
+from ticks.models.changes import fold_norms
+from ticks.models.changes.gate import gate_of, gated_norms
 from ticks.record.metrics import MetricsFile
 
 SMALL = ("debug=fast", "optimizer=adamw", "model.n_layers=4", "trainer.max_steps=20", "test=false",
@@ -58,6 +62,41 @@ def test_a_resumed_run_with_everything_at_once_is_exact(tmp_path: Path) -> None:
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
+def test_a_run_without_norms_is_measured_as_it_was_trained(tmp_path: Path) -> None:
+    code, output = run_forked(2, tmp_path, *SMALL, "timeline=[remove_norms,batch_growth]", "data.global_batch_size=8",
+                              "timeline.small_batch.do.end=4", "trainer.val_check_interval=10")  # fmt: skip
+    assert code == 0, output
+    run = only_run(tmp_path)
+    about = json.loads((run / "summary.json").read_text())
+    assert about["tokens"] == (10 * 4 + 10 * 8) * 32
+    rows = MetricsFile(run / "metrics.csv").rows()
+    assert next(row["tokens"] for row in rows if row["step"] == "10") == str(10 * 4 * 32)
+    code, output = run_command(tmp_path, "eval", f"run={run}", program="ticks")
+    assert code == 0, output
+    assert f"val_loss             {about['val_loss']}" in output
+    task = restored(resumed_job(run, [], mode="eval")).task
+    assert {gate_of(norm) for norm in gated_norms(task).values()} == {(0.0, True)}
+    left = fold_norms(task.model)
+    assert list(left) == ["final_norm"], "which leads into the embedding"
+    assert list(gated_norms(task)) == ["model.final_norm"]
+    trained_on, output = run_command(tmp_path, f"resume={run}", "trainer.max_steps=24", "trainer.devices=1")
+    assert trained_on == 0, output
+
+
+def test_what_a_strategy_cannot_take_later_is_found_now(tmp_path: Path) -> None:
+    it = "+timeline.it={from:15,do:{_target_:ticks.timeline.TrainOnly,match:final_norm.bias}}"
+    arguments = (
+        "debug=fast",
+        "strategy=streaming_diloco",
+        "trainer.devices=2",
+        "strategy.sync.fragments=[['*blocks*'],['*']]",
+        it,
+    )
+    code, output = run_command(tmp_path, *arguments)
+    assert code == 2, output
+    assert "error: timeline: from step 16 on, by it: strategy.sync.fragments=[['*blocks*'], ['*']]: pattern" in output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -95,6 +134,17 @@ def test_the_list_is_printed_without_training(tmp_path: Path) -> None:
         "save: every 25%: Save(name=kept, directory=RUN_DIR/checkpoints)",
         "tenth: from step 101 to 150: LrFactor(start=1.0, end=0.1)",
         "hundredth: from step 151: LrFactor(start=1.0, end=0.01)",
+    ]
+    code, output = run_command(REPOSITORY, "timeline", "experiment=pretrain_then_finetune", "timeline=lr_steps",
+                               "phases.pretrain.trainer.max_steps=200", program="ticks")  # fmt: skip
+    assert code == 0, output
+    assert output.splitlines()[-6:] == [
+        "phase pretrain: steps 1 to 200",
+        "  tenth: from step 101 to 150: LrFactor(start=1.0, end=0.1)",
+        "  hundredth: from step 151: LrFactor(start=1.0, end=0.01)",
+        "phase finetune: steps 201 to 350",
+        "  tenth: from step 76 to 112: LrFactor(start=1.0, end=0.1)",
+        "  hundredth: from step 113: LrFactor(start=1.0, end=0.01)",
     ]
     code, output = run_command(tmp_path, "timeline", program="ticks")
     assert code == 2

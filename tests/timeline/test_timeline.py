@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,12 +10,16 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, StepLR
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from tests.conftest import run_workers
 from ticks.arguments import ArgumentError
+from ticks.data import MapData
+from ticks.data.images import Images, LabelledImages
 from ticks.strategy import Outer, Parameters, Streaming, TickStrategy
 from ticks.timeline import (
+    Augmentation,
+    BatchSize,
     Dropout,
     Evaluate,
     Freeze,
@@ -22,8 +27,10 @@ from ticks.timeline import (
     LrFactor,
     NormGate,
     Number,
+    Prune,
     Run,
     Save,
+    Stage,
     Stop,
     Thaw,
     Timeline,
@@ -239,6 +246,38 @@ def test_what_cannot_be_is_told_before_the_first_step(said: dict[str, Any], mess
         train({"it": said}, tmp_path)
 
 
+def test_what_is_kept_lies_behind_an_evaluation_of_the_same_step(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    class Looks(Callback):
+        def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
+            order.append(f"evaluated {trainer.global_step}")
+
+    call = Run(lambda trainer, module: order.append(f"called {trainer.global_step}"))
+    entries = {"end": {"at": 6, "do": Stop()}, "keep": {"at": [3, 6], "do": Save(directory=str(tmp_path / "kept"))},
+               "call": {"at": 3, "do": call}, "look": {"every": 3, "do": Evaluate()}}  # fmt: skip
+    _, _, trainer = train(entries, tmp_path, callbacks=[Looks()])
+    assert order == ["called 3", "evaluated 3", "evaluated 6"]
+    assert trainer.global_step == 6
+    first, second = sorted((tmp_path / "kept").glob("*.ckpt"))
+    assert "val" not in str(first)
+    state = torch.load(second, weights_only=True)["callbacks"]["Timeline"]
+    assert state["waiting"] == []
+    state = torch.load(first, weights_only=True)["callbacks"]["Timeline"]
+    assert (state["done"]["steps"], state["waiting"]) == (3, [])
+
+
+def test_an_end_that_waits_for_an_evaluation_that_was_left_comes_when_the_run_goes_on(tmp_path: Path) -> None:
+    entries = {"end": {"at": 4, "do": Stop()}, "keep": {"at": 4, "do": Save(directory=str(tmp_path / "kept"))}}
+    train({"keep": entries["keep"]}, tmp_path)
+    (file,) = (tmp_path / "kept").glob("*.ckpt")
+    checkpoint = torch.load(file, weights_only=True)
+    checkpoint["callbacks"]["Timeline"]["waiting"] = ["end"]
+    torch.save(checkpoint, file)
+    _, _, trainer = train(entries, tmp_path, resume=file)
+    assert trainer.global_step < STEPS
+
+
 def test_a_list_of_entries_does_as_well(tmp_path: Path) -> None:
     watch, _, _ = train([{"from": 6, "do": Dropout(end=0.0)}, {"every": 4, "do": Evaluate()}], tmp_path)
     assert column(watch, "dropout") == [0.25] * 6 + [0.0] * 2
@@ -327,3 +366,145 @@ def stretched(home: Path) -> list[int]:
 def test_the_interval_is_a_setting(tmp_path: Path) -> None:
     one, other = run_workers(2, stretched, tmp_path)
     assert one == other == [2, 2, 1, 3, 4, 1, 1, 2]
+
+
+# ---- how much a step takes
+
+
+class Numbers(MapData):
+    """The number of each of 40 samples."""
+
+    def load(self) -> dict[str, Any]:
+        return {"train": TensorDataset(torch.arange(40.0)), "val": TensorDataset(torch.arange(4.0))}
+
+
+class Seen(LightningModule):
+    """Which samples a worker was given, by step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.seen: list[list[int]] = []
+
+    def training_step(self, batch: Any, index: int) -> torch.Tensor:
+        self.seen.append([int(x) for x in batch[0]])
+        return (self.weight * batch[0]).mean() * 0
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+GROWTH = {"grow": {"from": 3, "ramp": 2, "do": BatchSize(end=12)}}
+
+
+def grown(home: Path, entries: Any = None, *, accumulate: int = 1, resume: Any = None) -> Any:
+    seed_everything(0, verbose=False)
+    module = Seen()
+    trainer = Trainer(
+        callbacks=[Timeline(GROWTH if entries is None else entries)], accelerator="cpu", devices=2, logger=False,
+        strategy=TickStrategy(interval=2), max_steps=8, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, accumulate_grad_batches=accumulate, default_root_dir=home, limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=Numbers(global_batch_size=4, seed=3), ckpt_path=resume)
+    return module.seen
+
+
+@pytest.mark.workers
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_growing_batch_sees_each_sample_once_in_an_epoch(accumulate: int, tmp_path: Path) -> None:
+    one, other = run_workers(2, partial(grown, accumulate=accumulate), tmp_path)
+    sizes = [sum(len(seen[i]) for seen in (one, other) for i in range(at, at + accumulate))
+             for at in range(0, len(one), accumulate)]  # fmt: skip
+    assert sizes == [4, 4, 4, 8, 12, 12, 12, 12]
+    taken = [sample for at in range(0, len(one), accumulate) for i in range(at, at + accumulate)
+             for seen in (one, other) for sample in seen[i]]  # fmt: skip
+    assert sorted(taken[:40]) == list(range(40)), "none twice and none left out"
+    if accumulate == 1:
+        plain = run_workers(2, partial(grown, entries={}), tmp_path)
+        whole = [sample for i in range(8) for seen in plain for sample in seen[i]]
+        assert taken[: len(whole)] == whole, "in the order in which they would have come"
+
+
+def stopped_growth(home: Path) -> tuple[Any, Any]:
+    keep = {"keep": {"at": 4, "do": Save(directory=str(home / "kept"))}}
+    whole = grown(home, GROWTH | keep)
+    (file,) = (home / "kept").glob("*.ckpt")
+    return whole, grown(home, GROWTH | keep, resume=file)
+
+
+@pytest.mark.workers
+def test_a_run_stopped_while_the_batch_grows_goes_on_where_it_was(tmp_path: Path) -> None:
+    for whole, resumed in run_workers(2, stopped_growth, tmp_path):
+        assert resumed == whole[4:]
+
+
+def test_augmentation_is_of_a_share_of_the_images(tmp_path: Path) -> None:
+    class Pictures(Images):
+        def load(self) -> dict[str, Any]:
+            made = LabelledImages(torch.zeros(64, 1, 2, 2, dtype=torch.uint8), torch.zeros(64, dtype=torch.long))
+            return {"train": made, "val": made}
+
+    class Counts(Seen):
+        def training_step(self, batch: Any, index: int) -> torch.Tensor:
+            self.seen.append([int(batch[0].flatten(1).any(1).sum())])
+            return self.weight.sum()
+
+    def counted(entries: Any) -> list[int]:
+        module, data = Counts(), Pictures(global_batch_size=32, augment=lambda images: images + 1.0)
+        given: Any = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "max_steps": 6,
+                      "enable_checkpointing": False, "enable_model_summary": False, "limit_val_batches": 0}  # fmt: skip
+        Trainer(callbacks=[Timeline(entries)], **given, default_root_dir=tmp_path).fit(module, datamodule=data)
+        return [n for (n,) in module.seen]
+
+    assert counted({}) == [32] * 6
+    entry = {"from": 2, "until": 4, "do": Augmentation(start=0.0, end=0.5)}
+    found = counted({"some": entry})
+    assert (found[:2], found[4:]) == ([0, 0], [0, 0])
+    assert all(4 < n < 28 for n in found[2:4])
+    assert counted({"some": entry}) == found
+    with pytest.raises(ArgumentError, match=r"some\.do\.end=0.5 is of no use: NoneType augments nothing"):
+        train({"some": entry}, tmp_path)
+
+
+def test_what_does_not_divide_or_says_nothing_of_its_samples_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"it\.do\.end=12 cannot be: NoneType does not say which samples"):
+        train({"it": {"do": BatchSize(end=12)}}, tmp_path)
+    data = Numbers(global_batch_size=4)
+    stage = Stage(SimpleNamespace(world_size=4, accumulate_grad_batches=2), None, given=data)
+    with pytest.raises(ArgumentError, match=r"end=12 must be divisible by 8, .*; the nearest that are: 8, 16"):
+        BatchSize(end=12).targets(stage)
+    with pytest.raises(ArgumentError, match="start=4 must be divisible by 8"):
+        BatchSize(end=16).targets(stage)
+    data.sizes_can_change = False
+    with pytest.raises(ArgumentError, match="sort many steps' samples by length"):
+        BatchSize(end=16).targets(stage)
+
+
+# ---- pruning
+
+
+def pruned(strategy: str, home: Path) -> dict[str, Any]:
+    entries = {"half": {"at": 3, "do": Prune(share=0.5)}, "more": {"at": 6, "do": Prune(share=0.75)},
+               "keep": {"at": 5, "do": Save(directory=str(home / "kept"))}}  # fmt: skip
+    zeros: list[int] = []
+    counts = Run(
+        lambda trainer, module: zeros.append(int((module.first.weight == 0).sum() + (module.last.weight == 0).sum()))
+    )
+    entries["count"] = {"every": 1, "do": counts}
+    _, module, _ = train(entries, home, steps=9, strategy=STRATEGIES[strategy](), devices=2)
+    (file,) = (home / "kept").glob("*.ckpt")
+    _, again, _ = train(entries, home, steps=9, strategy=STRATEGIES[strategy](), devices=2, resume=file)
+    return {"zeros": zeros, "end": [p.detach().clone() for p in module.parameters()],
+            "again": [p.detach().clone() for p in again.parameters()]}  # fmt: skip
+
+
+@pytest.mark.workers
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
+def test_all_workers_prune_the_same_and_it_stays(strategy: str, tmp_path: Path) -> None:
+    one, other = run_workers(2, pruned, strategy, tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(one["end"], other["end"], strict=True))
+    for worker in (one, other):
+        half, more = 18, 27  # of 36
+        assert worker["zeros"][:9] == [0, 0, *[half] * 3, *[more] * 4]
+        assert sum(int((p == 0).sum()) for p in (worker["end"][0], worker["end"][4])) == more, "to the end"
+        assert all(torch.equal(a, b) for a, b in zip(worker["end"], worker["again"], strict=True))

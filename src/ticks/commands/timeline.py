@@ -1,7 +1,7 @@
 """Usage: ticks timeline [KEY=VALUE ...]
 
-What happens when in a run with this configuration, in its order, without
-training: python train.py with the same words would do it.
+What happens when in a run with this configuration, in its order and phase by
+phase, without training: python train.py with the same words would do it.
 
   KEY=VALUE   as behind train.py; timeline=[A,B] chooses entries
 
@@ -10,7 +10,9 @@ Example: ticks timeline timeline=[norm_warmup,lr_steps] trainer.max_steps=2000
 
 from pathlib import Path
 
-from ticks.config import ConfigError, compose_strictly
+from ticks.config import ConfigError, compose_phases, compose_strictly
+
+NOTHING = "nothing but training: timeline=none"
 
 
 def main(arguments: list[str]) -> None:
@@ -19,9 +21,16 @@ def main(arguments: list[str]) -> None:
         raise ConfigError("there is no configs/train.yaml here: go to where train.py lies")
     config = compose_strictly(arguments, configs)
     config.run_dir = config.run_dir or "RUN_DIR"
+    phases = compose_phases(config, arguments, configs)
 
     from ticks.assemble import planned
 
-    lines = planned(config)
-    for line in lines or ["nothing but training: timeline=none"]:
+    begin = 0
+    for name, (of_phase, _) in phases.items():
+        of_phase.run_dir = config.run_dir
+        print(f"phase {name}: steps {begin + 1} to {begin + of_phase.trainer.max_steps}")
+        for line in planned(of_phase):
+            print(f"  {line}")
+        begin += of_phase.trainer.max_steps
+    for line in () if phases else planned(config) or [NOTHING]:
         print(line)

@@ -61,15 +61,17 @@ class Images(MapData):
             global_batch_size=global_batch_size, eval_batch_size=eval_batch_size, seed=seed, num_workers=num_workers
         )
         self.augment = augment
+        self.augmented: Callable[[int], float] | None = None  # the share of a step's images, by its number from 1
+
+    def vary_augmentation(self, of_step: Callable[[int], float]) -> None:
+        """From now on so large a share of a step's images is augmented, a pure function of its number from 1."""
+        self.augmented = of_step
 
     def train_batches(self, world_size: int, worker: int, batch_size: int) -> TrainSamples:
-        batches = super().train_batches(world_size, worker, batch_size)
-        batches.collate = self.collate_augmented
-        return batches
-
-    def collate_augmented(self, samples: Sequence[Any]) -> Any:
-        images_BxCxHxW, labels_B = self.collate(samples)
-        return images_BxCxHxW if self.augment is None else self.augment(images_BxCxHxW), labels_B
+        return AugmentedSamples(
+            self.datasets["train"], self.collate, augment=self.augment, augmented=self.augmented,
+            batch_size=batch_size, seed=self.seed, worker=worker, world_size=world_size,
+        )  # fmt: skip
 
     def baselines(self) -> dict[str, dict[str, float]]:
         """What the nearest training image and the commonest label say of the validation images."""
@@ -87,6 +89,28 @@ class Images(MapData):
         assert isinstance(dataset, LabelledImages)
         every = slice(None, None, -(-len(dataset) // most))
         return dataset.images(every).flatten(1), dataset.labels_N[every]
+
+
+class AugmentedSamples(TrainSamples):
+    """Endless batches of images, all of them augmented or so many as `augmented` says of a step."""
+
+    def __init__(
+        self, dataset: Any, collate: Any, *, augment: Augment | None, augmented: Callable[[int], float] | None,
+        **arguments: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(dataset, collate, **arguments)
+        self.augment, self.augmented = augment, augmented
+
+    def collated(self, samples: list[Any], index: int) -> Any:
+        images_BxCxHxW, labels_B = self.collate(samples)
+        if self.augment is None:
+            return images_BxCxHxW, labels_B
+        changed_BxCxHxW = self.augment(images_BxCxHxW)
+        if self.augmented is not None:
+            share = self.augmented(index // self.parts + 1)
+            drawn_B = torch.rand(len(labels_B)) < share
+            changed_BxCxHxW = torch.where(drawn_B[:, None, None, None], changed_BxCxHxW, images_BxCxHxW)
+        return changed_BxCxHxW, labels_B
 
 
 def image_shape(image_size: tuple[int, int], *, n_channels: int, n_classes: int) -> dict[str, Any]:

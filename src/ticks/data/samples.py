@@ -151,7 +151,11 @@ class TrainSamples(TrainBatches):
 
     def batch(self, index: int) -> Any:
         with drawing_from(mixed(self.seed, 0, index, self.worker)):
-            return self.collate(_fetched(self.dataset, self.samples(index)))
+            return self.collated(_fetched(self.dataset, self.samples(index)), index)
+
+    def collated(self, samples: list[Any], index: int) -> Any:
+        """Batch number `index` of these samples; what it draws at random is its own."""
+        return self.collate(samples)
 
 
 class EvalSamples(Dataset):

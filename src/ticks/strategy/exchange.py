@@ -71,6 +71,7 @@ class Exchange:
     def __init__(self, worker: Worker, sync: Sync, wire: Wire, ledger: Ledger, *, workers_per_node: int) -> None:
         self.worker, self.sync, self.wire, self.ledger = worker, sync, wire, ledger
         self.in_flight: list[Message] = []
+        self.constraints: list[Callable[[], None]] = []  # of the tensors, in place: whatever arrives keeps them
         self._background: ThreadPoolExecutor | None = None
         self._side_group: Any = None  # for messages that travel while the worker trains
         self._group: Any = None  # for workers that meet inside a round
@@ -257,6 +258,9 @@ class Exchange:
                 mine.copy_(anchor)
             self.seen.anchor(fragment, anchor[:size])
         self.layout.store()
+        for constraint in self.constraints:
+            constraint()
+            self.change_anchor(constraint)
         if message.closes_round:
             self.worker.round_closed(received.rows_NxF, message)
 

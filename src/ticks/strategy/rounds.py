@@ -42,6 +42,7 @@ class Trains(Protocol):
     ddp_steps: int
     non_finite: Literal["error", "exclude"]
     seconds_of_training: Callable[[], float]  # this worker's
+    constraints: list[Callable[[], None]]  # of the parameters, in place, kept by what comes from others
 
     @property
     def world_size(self) -> int:
@@ -100,6 +101,7 @@ class Rounds:
                 )
             except ValueError as error:
                 raise refused("sync", error) from None
+            self.exchange.constraints = trainee.constraints
             self._say_fewer_fragments(len(self.exchange.layout.slices))
             self.gradients = GradientMessages(self.exchange)
             self._restore(self.exchange, self.gradients)

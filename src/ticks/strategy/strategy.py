@@ -92,6 +92,9 @@ class TickStrategy(WorkerStrategy):
         self.non_finite = non_finite
         self.on_tick: list[Callable[[dict[str, float]], None]] = []  # told the facts of each tick, on every worker
         self.seconds_of_training: Callable[[], float] = lambda: 0.0  # this worker's, for `agreed_seconds`
+        self.constraints: list[
+            Callable[[], None]
+        ] = []  # each puts the parameters right, in place, on all workers alike
         self._rounds = Rounds(self)
         self._agreed_model = AgreedModel(self._rounds)
         self._stop_agreed = False

@@ -3,6 +3,7 @@
 from ticks.timeline.action import Action, Event, Setting, Stage
 from ticks.timeline.events import Evaluate, Prune, Run, Save, Show, Stop
 from ticks.timeline.settings import (
+    Augmentation,
     BatchSize,
     Dropout,
     Freeze,
@@ -18,6 +19,7 @@ from ticks.timeline.timeline import Timeline
 
 __all__ = [
     "Action",
+    "Augmentation",
     "BatchSize",
     "Dropout",
     "Evaluate",

@@ -34,9 +34,8 @@ class Action(ABC):  # noqa: B024  # what it can do is a setting's or an event's
     """A setting or an event."""
 
     def __str__(self) -> str:
-        said = ", ".join(
-            f"{key}={value}" for key, value in vars(self).items() if not key.startswith("_") and value is not None
-        )
+        plain = {key: value for key, value in vars(self).items() if not key.startswith("_")}
+        said = ", ".join(f"{key}={value}" for key, value in plain.items() if value is not None and value is not False)
         return f"{type(self).__name__}({said})"
 
 

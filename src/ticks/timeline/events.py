@@ -82,7 +82,7 @@ class Prune(Event):
     def __init__(self, *, share: float) -> None:
         shares(share=share)
         self.share = share
-        self._masks: Callable[..., None] | None = None  # that they stay zero at ticks
+        self._zero: Callable[[], None] | None = None
 
     def check(self, stage: Stage) -> None:
         prunable(self._model(stage))
@@ -106,19 +106,17 @@ class Prune(Event):
     def _stay(self, stage: Stage, maps: list[Any], kept: list[Any]) -> None:
         strategy = stage.trainer.strategy
         mask(maps, kept)
-        everywhere = getattr(strategy, "everywhere", lambda change: change())
-        everywhere(lambda: zero(maps))
-        if self._masks is None:  # what is pruned later is masked in the same maps
-            self._masks = lambda metrics: everywhere(lambda: zero(maps))
+        if self._zero is None:  # what is pruned later is masked in the same maps
+            self._zero = lambda: zero(maps)
             for optimizer in stage.optimizers:
                 stay_pruned(self._model(stage), optimizer)
-            if isinstance(getattr(strategy, "on_tick", None), list):  # a rule's momentum moves them there
-                strategy.on_tick.append(self._masks)
+            getattr(strategy, "constraints", []).append(self._zero)  # a rule's momentum moves them, too
+        getattr(strategy, "everywhere", lambda change: change())(self._zero)
 
     def over(self, trainer: Any) -> None:
-        if self._masks in (listeners := getattr(trainer.strategy, "on_tick", [])):
-            listeners.remove(self._masks)
-        self._masks = None
+        if self._zero in (constraints := getattr(trainer.strategy, "constraints", [])):
+            constraints.remove(self._zero)
+        self._zero = None
 
 
 class Stop(Event):

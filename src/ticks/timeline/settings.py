@@ -188,7 +188,7 @@ class Dropout(Setting):
 
 class Number(Setting):
     """Any number of the task's, its model's or its data's, from `start` (None: what it was) to `end`: `of` is where it
-    is, "regulariser.weight", "model.scale" or "data.augment.strength"."""
+    is, "regulariser.weight", "model.scale" or "data.noise"."""
 
     def __init__(self, *, of: str, end: float, start: float | None = None) -> None:
         self.of, self.end, self.start = of, end, start
@@ -197,6 +197,8 @@ class Number(Setting):
     def targets(self, stage: Stage) -> list[str]:
         owner, attribute = self._owner(stage)
         was = getattr(owner, attribute, None)
+        if self.of.startswith("data.") and getattr(stage.data, "num_workers", False):
+            raise ArgumentError("of", self.of, "cannot change: batches are made by other processes, data.num_workers=0")
         if isinstance(was, bool) or not isinstance(was, int | float):
             raise ArgumentError("of", self.of, f"is no number of {type(stage.module).__name__}: it is {was!r}")
         self._was = float(was)
@@ -308,6 +310,31 @@ class BatchSize(Setting):
         stage.data.vary_batch_size(size)
 
     def set(self, stage: Stage, target: str, value: int) -> None:
+        """The data say it."""
+
+
+class Augmentation(Setting):
+    """The share of a step's images that is augmented, from `start` to `end`; without it all of them are."""
+
+    def __init__(self, *, start: float = 1.0, end: float) -> None:
+        share(start=start, end=end)
+        self.start, self.end = start, end
+
+    def targets(self, stage: Stage) -> list[str]:
+        data = stage.data
+        if not hasattr(data, "vary_augmentation") or data.augment is None:
+            said = "augments nothing: data/augment=shift_rotate, with images"
+            raise ArgumentError("end", self.end, f"is of no use: {type(data).__name__} {said}")
+        return ["augmentation"]
+
+    def value(self, target: str, share: float) -> float:
+        return between(self.start, self.end, share)
+
+    def follow(self, stage: Stage, share: Callable[[int], float]) -> None:
+        """From now on: `share` is of each step's."""
+        stage.data.vary_augmentation(share)
+
+    def set(self, stage: Stage, target: str, value: float) -> None:
         """The data say it."""
 
 

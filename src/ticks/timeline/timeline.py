@@ -21,8 +21,9 @@ from ticks.arguments import ArgumentError
 from ticks.timeline.action import Event, Setting, Stage
 from ticks.timeline.events import Evaluate
 from ticks.timeline.moments import Entry, Track, entry
-from ticks.timeline.settings import BatchSize, Interval, LrFactor, Timed
+from ticks.timeline.settings import Augmentation, BatchSize, Interval, LrFactor, Timed
 
+OF_DATA = (BatchSize, Augmentation)  # settings that data say of each step, before it comes
 Said = Mapping[str, Any]  # {"every": 100, "do": Save()}
 
 
@@ -125,14 +126,14 @@ class Timeline(Callback):
         return [f"{one.name}: {one}" for one in self.entries]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Before anything asks for the data how large their batches are."""
-        if stage != "fit" or not any(isinstance(said.get("do"), BatchSize) for said in self.said.values()):
+        """Before anything asks for the data what they say themselves."""
+        if stage != "fit" or not any(isinstance(said.get("do"), OF_DATA) for said in self.said.values()):
             return
         self.plan(trainer.max_steps - self.begin if trainer.max_steps > 0 else math.inf)
         at = Stage(trainer, pl_module, begin=self.begin)
-        entries = [one for one in self.entries if isinstance(one.do, BatchSize)]
-        for target in entries[0].do.targets(at):  # type: ignore[union-attr, attr-defined]
-            self._hand_over(Track(target, entries), at)
+        entries = [one for one in self.entries if isinstance(one.do, OF_DATA)]
+        for track in self._tracks(entries, at):
+            self._hand_over(track, at)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         steps = trainer.estimated_stepping_batches if self.said else -1
@@ -147,7 +148,7 @@ class Timeline(Callback):
         first = track.entries[0].do
         if isinstance(first, LrFactor):
             first.follow(stage, lambda done: track.value(done + 1))
-        elif isinstance(first, BatchSize):
+        elif isinstance(first, OF_DATA):
             first.follow(stage, track.value)
         elif isinstance(first, Interval):
             borders = {b for e in track.entries for b in (e.begin, e.until) if 0 < b < math.inf}
