@@ -146,11 +146,6 @@ class Rounds:
             self.exchange.close()
         self.exchange = None
 
-    def change_anchor(self, change: Callable[[], None]) -> None:
-        """`change` alters the parameters in place: the anchor's, where there is one."""
-        if self.exchange is not None:
-            self.exchange.change_anchor(change)
-
     def make_room(self) -> None:
         """For a second copy of the parameters, while there is one."""
         if self.gradients is not None and not self.plan.accumulates:

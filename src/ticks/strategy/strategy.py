@@ -299,7 +299,8 @@ class TickStrategy(WorkerStrategy):
         """`change`, which alters the module's tensors in place and is the same on all workers, is done to what this
         worker has and to the anchor. No message."""
         change()
-        self._rounds.change_anchor(change)
+        if self._rounds.exchange is not None:
+            self._rounds.exchange.change_anchor(change)
 
     def stop_together(self) -> None:
         """Training ends after this step; every worker says so."""

@@ -198,7 +198,9 @@ class Number(Setting):
         owner, attribute = self._owner(stage)
         was = getattr(owner, attribute, None)
         if self.of.startswith("data.") and getattr(stage.data, "num_workers", False):
-            raise ArgumentError("of", self.of, "cannot change: batches are made by other processes, data.num_workers=0")
+            raise ArgumentError(
+                "of", self.of, "cannot change: other processes make the batches, unless num_workers is 0"
+            )
         if isinstance(was, bool) or not isinstance(was, int | float):
             raise ArgumentError("of", self.of, f"is no number of {type(stage.module).__name__}: it is {was!r}")
         self._was = float(was)
@@ -288,9 +290,7 @@ class BatchSize(Setting):
             does = "does not say which samples come before a step (ticks.data.MapData does)"
             raise ArgumentError("end", self.end, f"cannot be: {type(data).__name__} {does}")
         if not getattr(data, "sizes_can_change", True):
-            raise ArgumentError(
-                "end", self.end, "cannot be: the data sort many steps' samples by length, by_length=false"
-            )
+            raise ArgumentError("end", self.end, "cannot be: the data sort many steps' samples by length")
         self._parts = stage.trainer.world_size * stage.trainer.accumulate_grad_batches
         self._own = data.global_batch_size if self.start is None else self.start
         for name, size in (("end", self.end), ("start", self._own)):
@@ -323,7 +323,7 @@ class Augmentation(Setting):
     def targets(self, stage: Stage) -> list[str]:
         data = stage.data
         if not hasattr(data, "vary_augmentation") or data.augment is None:
-            said = "augments nothing: data/augment=shift_rotate, with images"
+            said = "augments nothing"
             raise ArgumentError("end", self.end, f"is of no use: {type(data).__name__} {said}")
         return ["augmentation"]
 
