@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch.utils.data import DataLoader
 
 from ticks.models import DecoderTransformer
@@ -64,6 +64,14 @@ class Timed(Timeline):
         self._timed(super().on_train_batch_end, *arguments)
 
 
+class Ends(Callback):
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        trainer.should_stop = trainer.global_step >= self.steps
+
+
 class Job(LightningModule):
     def __init__(self) -> None:
         super().__init__()
@@ -83,9 +91,8 @@ def measure(entries: Any, steps: int) -> tuple[float, float]:
     timeline = Timed(entries)
     data = DataLoader(torch.randint(256, (64 * steps, 65)), batch_size=32)  # type: ignore[arg-type]
     trainer = Trainer(
-        callbacks=[timeline], strategy=TickStrategy(interval=8), accelerator="cpu", devices=1, max_steps=2 * FAR,
-        max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        limit_train_batches=steps,
+        callbacks=[timeline, Ends(steps)], strategy=TickStrategy(interval=8), accelerator="cpu", devices=1,
+        max_steps=2 * FAR, max_epochs=-1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     started = time.perf_counter()
     trainer.fit(Job(), data)

@@ -16,7 +16,7 @@ from tests.conftest import run_workers
 from ticks.arguments import ArgumentError
 from ticks.data import MapData
 from ticks.data.images import Images, LabelledImages
-from ticks.strategy import Outer, Parameters, Streaming, TickStrategy
+from ticks.strategy import LowRank, Outer, Parameters, Streaming, TickStrategy
 from ticks.timeline import (
     Augmentation,
     BatchSize,
@@ -294,6 +294,7 @@ STRATEGIES = {
         interval=3, sync=Outer(partial(torch.optim.SGD, lr=0.7, momentum=0.5, nesterov=True))
     ),
     "streaming": lambda: TickStrategy(interval=4, sync=Streaming(fragments=2)),
+    "low rank": lambda: TickStrategy(interval=3, wire=LowRank(rank=2)),
 }
 
 

@@ -198,9 +198,7 @@ class Number(Setting):
         owner, attribute = self._owner(stage)
         was = getattr(owner, attribute, None)
         if self.of.startswith("data.") and getattr(stage.data, "num_workers", False):
-            raise ArgumentError(
-                "of", self.of, "cannot change: other processes make the batches, unless num_workers is 0"
-            )
+            raise ArgumentError("of", self.of, "cannot change: num_workers other processes make the batches")
         if isinstance(was, bool) or not isinstance(was, int | float):
             raise ArgumentError("of", self.of, f"is no number of {type(stage.module).__name__}: it is {was!r}")
         self._was = float(was)
