@@ -7,7 +7,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from ticks.phases import Phase, Rehearsal, TakeOver, directory_of, first_phase, 
 from ticks.record.callback import Record
 from ticks.record.progress import ProgressLine
 from ticks.strategy import Refused
+from ticks.strategy.checkpoint import random_state, set_random_state
 from ticks.strategy.identity import Identity
 from ticks.strategy.workers import WorkerStrategy
 from ticks.timeline import Stage, Timeline
@@ -62,6 +63,7 @@ class Parts:
     uses_model: bool  # else the task has one of its own
     own_optimizer: bool  # of the task
     optimizer: Any = None  # one like that which it will have, if the task has none of its own
+    said: list[str] = field(default_factory=list)  # of what changed the model
 
     @property
     def measures(self) -> list[Measure]:
@@ -73,7 +75,7 @@ class Parts:
 
     def notes(self, choices: Mapping[str, str]) -> list[str]:
         """What is not promised, or not used, of what was chosen: a line each."""
-        notes, task = [], type(self.task).__name__
+        notes, task = list(self.said), type(self.task).__name__
         if not contract.knows_workers(self.data):
             notes.append(
                 f"{type(self.data).__name__} does not say which worker takes what (ticks.data.MapData does): a"
@@ -102,11 +104,14 @@ def parts(config: DictConfig, choices: Mapping[str, str], checkpoint: str | None
     shape, source = _shape_of(data, checkpoint), f"data={choices.get('data', '')}".rstrip("=")
     uses_model = takes(config.task, "model")
     made: dict[str, Any] = {}
+    said: list[str] = []
     if uses_model:
         offers = shape | {"load": trained_model}
         made["model"] = build(config.model, "model", **offered(config.model, "model", offers, source))
         for name, node in (config.get("changes") or {}).items():
-            _change(made["model"], node, f"changes.{name}")
+            reasons = _change(made["model"], node, f"changes.{name}")
+            if isinstance(reasons, dict):
+                said += [f"changes.{name}: {place} stays as it is: {reason}" for place, reason in reasons.items()]
         _change(made["model"], config.get("tuning"), "tuning")
         _compile(made["model"], config.model.get("compile", False))
     how = {"optimizer": build(config.optimizer, "optimizer"), "schedule": build(config.schedule, "schedule")}
@@ -122,7 +127,7 @@ def parts(config: DictConfig, choices: Mapping[str, str], checkpoint: str | None
     if not is_overridden("configure_optimizers", task, LightningModule):
         task.configure_optimizers = lambda: configure(task, **how)
     like = None if own_optimizer else _checked_optimizer(how["optimizer"], how["parameter_groups"], task)
-    return Parts(data, task, uses_model, own_optimizer, like)
+    return Parts(data, task, uses_model, own_optimizer, like, said)
 
 
 def _shape_of(data: Any, checkpoint: str | None) -> dict[str, Any]:
@@ -168,13 +173,14 @@ def trained_model(run_dir: str) -> torch.nn.Module:
     return task.model.train()
 
 
-def _change(model: torch.nn.Module, how: DictConfig | None, path: str) -> None:
-    """Change the model in place. ConfigError for what cannot be."""
+def _change(model: torch.nn.Module, how: DictConfig | None, path: str) -> Any:
+    """Change the model in place; what that says. ConfigError for what cannot be."""
     if how is not None:
         try:
-            build(how, path)(model)
+            return build(how, path)(model)
         except (ValueError, ImportError) as error:
             raise ConfigError(under(path, error)) from None
+    return None
 
 
 def _compile(model: torch.nn.Module, how: bool | str) -> None:
@@ -234,6 +240,7 @@ class Assembled:
     trainer: Trainer
     worker_batch_size: int | None  # None: the data do not say
     phase: Phase
+    callbacks: list[Any]  # the configured ones
 
     def notes(self, choices: Mapping[str, str]) -> list[str]:
         """What a person should know before training: a line each."""
@@ -264,11 +271,12 @@ def assemble(job: Job, me: Identity, worker_command: list[str]) -> Assembled:
     timeline = _timeline(OmegaConf.create(phase.job.config), phase.begin)
     timeline.listeners.append(record.happened)
     _choose_accelerator(config.trainer, says=me.rank == 0)
+    callbacks = _built(config, "callbacks") if fitting else []
     trainer = trainer_of(
         config,
         made.data,
         strategy=strategy,
-        callbacks=[*_built(config, "callbacks"), timeline, record, ProgressLine()] if fitting else [ProgressLine()],
+        callbacks=[*callbacks, timeline, record, ProgressLine()] if fitting else [ProgressLine()],
         logger=_loggers(config, me.rank) if fitting else False,
         default_root_dir=str(run_dir),
         enable_checkpointing=fitting,
@@ -288,7 +296,7 @@ def assemble(job: Job, me: Identity, worker_command: list[str]) -> Assembled:
         _prepare(made.data, ["val", *(["test"] if config.test and phase.is_last else [])], trainer.world_size)
         if fitting and later_phases(job, phase):
             _rehearse(job, phase, made, trainer)
-    return Assembled(config, made, measures, strategy, record, timeline, trainer, worker_batch_size, phase)
+    return Assembled(config, made, measures, strategy, record, timeline, trainer, worker_batch_size, phase, callbacks)
 
 
 def _parts_of(phase: Phase) -> Parts:
@@ -306,10 +314,6 @@ def _enter(phase: Phase, trainer: Trainer, record: Record, made: Parts) -> None:
         trainer.limit_val_batches = 1.0 if wish["limit_val_batches"] is None else wish["limit_val_batches"]
         for thing in (made.data, made.task):
             thing.steps_before = phase.begin  # type: ignore[union-attr, assignment]
-        if not made.task.automatic_optimization:
-            raise ConfigError(
-                f"phases.{phase.name}: {type(made.task).__name__} optimizes by itself, which no phase can"
-            )
     data, begin, before = made.data, phase.begin, phase.before.get("tokens") or 0
 
     def tokens(steps: int) -> int | None:
@@ -329,10 +333,13 @@ def enter_next_phase(made: Assembled, job: Job, *, before: Mapping[str, Any], me
     if me.rank == 0:
         print(f"phase {phase.name} {taken}", flush=True)
     timeline.listeners.append(made.record.happened)
+    config = OmegaConf.create(job.config)  # what a callback knows of the phase before (a best score) ends with it
+    fresh = dict(zip(map(id, made.callbacks), _built(config, "callbacks"), strict=True)) | {id(made.timeline): timeline}
     callbacks = [c for c in trainer.callbacks if not isinstance(c, TakeOver)]  # type: ignore[attr-defined]
-    trainer.callbacks = [over, *(timeline if c is made.timeline else c for c in callbacks)]  # type: ignore[attr-defined]
-    if hasattr(made.strategy, "begin_anew"):
-        made.strategy.begin_anew()
+    trainer.callbacks = [over, *(fresh.get(id(c), c) for c in callbacks)]  # type: ignore[attr-defined]
+    if hasattr(new.data, "overfit_batches"):
+        new.data.overfit_batches = getattr(made.parts.data, "overfit_batches", None)
+    made.strategy.begin_anew()
     _enter(phase, trainer, made.record, new)
     worker_batch_size = _worker_batch_size(new.data, trainer)
     _check_strategy(made.strategy, trainer, new.task, fitting=True)
@@ -340,14 +347,19 @@ def enter_next_phase(made: Assembled, job: Job, *, before: Mapping[str, Any], me
     if me.local_rank == 0:
         _prepare(new.data, ["val", *(["test"] if made.config.test and phase.is_last else [])], trainer.world_size)
     return replace(
-        made, parts=new, measures=new.measures, timeline=timeline, worker_batch_size=worker_batch_size, phase=phase
-    )
+        made, parts=new, measures=new.measures, timeline=timeline, worker_batch_size=worker_batch_size, phase=phase,
+        callbacks=[fresh[id(c)] for c in made.callbacks],
+    )  # fmt: skip
 
 
 def _rehearse(job: Job, phase: Phase, made: Parts, trainer: Trainer) -> None:
     """ConfigError now for what would be refused when a later phase begins."""
-    strategy, before = trainer.strategy, (trainer.max_steps, trainer.val_check_interval, trainer.limit_val_batches)
+    strategy, random = trainer.strategy, random_state(torch.device("cpu"))
     assert isinstance(strategy, WorkerStrategy)
+    try:
+        _check_phase(made, made)
+    except ConfigError as error:
+        raise ConfigError(f"phases.{phase.name}: {error}") from None
     with rehearsal(job) as stage:
         for name in list(job.phases)[: list(job.phases).index(str(phase.name))]:  # which are over
             _leave_trained(job, name, stage)
@@ -358,23 +370,30 @@ def _rehearse(job: Job, phase: Phase, made: Parts, trainer: Trainer) -> None:
                 check_targets(config)
                 new = parts(config, job.phases[name]["choices"])
                 _ = new.measures
-                if not any(p.requires_grad for p in new.task.parameters()):
-                    raise ConfigError("nothing trains in it")
+                _check_phase(new, made)
                 _worker_batch_size(new.data, trainer)
                 _check_strategy(strategy, trainer, new.task, fitting=True)
                 length = Phase(name, replace(job, config=stage.config(name)))
                 _check_timeline(_timeline(config), trainer, new, length)
                 if name == list(job.phases)[-1] and job.config.get("gap"):
                     _check_gap(new.data)
-                new.data.prepare_data()
-                new.data.setup("fit")
+                splits = ["val", *(["test"] if job.config["test"] and name == list(job.phases)[-1] else [])]
+                _prepare(new.data, splits, trainer.world_size)
                 stage.leave(name, new.task, new.data)
             except ConfigError as error:
                 raise ConfigError(f"phases.{name}: {error}") from None
-            except READING as error:
-                raise ConfigError(f"phases.{name}: {under('data', error)}") from error
-    trainer.fit_loop.epoch_loop.max_steps, trainer.val_check_interval, trainer.limit_val_batches = before
-    seed_everything(int(job.config["seed"]), workers=True, verbose=False)
+    set_random_state(random, torch.device("cpu"))
+
+
+def _check_phase(made: Parts, first: Parts) -> None:
+    """ConfigError for what can be trained, but not as a phase of a run."""
+    if not any(p.requires_grad for p in made.task.parameters()):
+        raise ConfigError("nothing trains in it")
+    if not made.task.automatic_optimization:
+        raise ConfigError(f"{type(made.task).__name__} optimizes by itself, which no phase can")
+    if contract.knows_workers(made.data) != contract.knows_workers(first.data):
+        kinds = f"{type(first.data).__name__}, {type(made.data).__name__}"
+        raise ConfigError(f"all phases' data must say which worker takes what, or none of them: {kinds}")
 
 
 def _leave_trained(job: Job, name: str, stage: Rehearsal) -> None:

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from ticks.arguments import with_path
 from ticks.config import ConfigError, check_values, compose_phases, did_you_mean, digest, plain
 from ticks.config.hydra import config_folders
+from ticks.config.phases import FREE
 from ticks.run_directory import (
     MULTIRUNS,
     RUNS,
@@ -31,7 +32,7 @@ from ticks.strategy.identity import Identity, WrongLauncher, who_am_i
 
 KEPT = {
     "fit": ("data", "model", "task", "optimizer", "schedule", "parameter_groups", "seed",
-            "pretrained", "tuning", "changes"),
+            "pretrained", "tuning", "changes", "phases"),
     "eval": ("model", "pretrained", "tuning", "changes"),
 }  # fmt: skip  # what cannot change once a run has begun
 HARMLESS = ("data.num_workers", "data.eval_batch_size", "model.compile", "task.sample_bytes", "task.sample_prompt")
@@ -96,14 +97,24 @@ def make_job(
         node.run_dir = place
         planned[name] = {"config": plain(node), "choices": chosen}
     config.run_dir = place
-    return Job("fit", plain(config), choices, place, config_digest, None, coordinates, [], planned)
+    whole = plain(config)
+    if planned:  # what the run comes to in its last phase, and how long all of it is
+        last = list(planned.values())[-1]
+        whole |= {key: last["config"][key] for key in FREE if key in last["config"]}
+        steps = sum(phase["config"]["trainer"]["max_steps"] for phase in planned.values())
+        whole["trainer"] = whole["trainer"] | {"max_steps": steps}
+        choices = choices | {k: v for k, v in last["choices"].items() if k.partition("/")[0] in FREE}
+    return Job("fit", whole, choices, place, config_digest, None, coordinates, [], planned)
 
 
 def resumed_job(run_dir: Path, overrides: list[str], mode: str = "fit") -> Job:
     """Continue (or evaluate) the run in `run_dir` with its own configuration, values of `overrides` put on top."""
-    from ticks.strategy.checkpoint import newest_usable
+    from ticks.strategy.checkpoint import newest_usable, step_of
 
-    config = OmegaConf.create(moved(OmegaConf.to_container(load_config(run_dir)), relative(run_dir)))
+    plainly: Any = OmegaConf.to_container(load_config(run_dir))
+    if (of_run := plainly.pop("of_run", None)) is not None:  # a phase's, which lies in it
+        plainly = moved(plainly, relative(run_dir.parents[1]), of_run)
+    config = OmegaConf.create(moved(plainly, relative(run_dir)))
     choices: Any = OmegaConf.to_container(config.pop("choices", OmegaConf.create({})))
     config_digest = str(config.pop("config_digest", None) or digest(config))
     coordinates: Any = OmegaConf.to_container(config.pop("coordinates", OmegaConf.create({})))
@@ -112,6 +123,12 @@ def resumed_job(run_dir: Path, overrides: list[str], mode: str = "fit") -> Job:
     for override in overrides:
         key, _, text = override.partition("=")
         if key == "resume" or choices.get(key) == text:
+            continue
+        if phases and key == "trainer.max_steps":
+            raise ConfigError(f"{override}: say of which phase, phases.{next(iter(phases))}.{override}")
+        if key.startswith("phases.") and phases:
+            _set_in_a_phase(phases, override, run_dir)
+            config_digest = sha256(f"{config_digest} {override}".encode()).hexdigest()[:12]
             continue
         if "/" in key or key in choices:
             raise ConfigError(
@@ -130,9 +147,10 @@ def resumed_job(run_dir: Path, overrides: list[str], mode: str = "fit") -> Job:
         if plain(config) != before:  # under torchrun worker 0 may have written it down before another one reads it
             config_digest = sha256(f"{config_digest} {override}".encode()).hexdigest()[:12]
     check_values(config)
-    checkpoint, complaints = newest_usable(
-        [run_dir / "checkpoints", *run_dir.glob("phases/*/checkpoints")], list(digests)
-    )
+    checkpoint, complaints = newest_usable(run_dir / "checkpoints", list(digests))
+    border, _ = newest_usable(run_dir.glob("phases/*/checkpoints"), list(digests))
+    if border is not None and (checkpoint is None or step_of(border) > step_of(checkpoint)):
+        checkpoint = border
     is_zero = identity_of(config).rank == 0
     for complaint in complaints if checkpoint and is_zero else ():
         print(f"warning: {complaint}; using the one before it", file=sys.stderr, flush=True)
@@ -141,7 +159,7 @@ def resumed_job(run_dir: Path, overrides: list[str], mode: str = "fit") -> Job:
         raise ConfigError(f"no usable checkpoint in {run_dir}/checkpoints{reasons}")
     if is_zero and mode == "fit":
         print(f"resuming {run_dir} from {checkpoint or 'its start: no checkpoint was written yet'}", flush=True)
-        if checkpoint is not None and checkpoint.name == "final.ckpt":
+        if checkpoint is not None and checkpoint.name == "final.ckpt" and checkpoint != border:
             print("it had finished: it is measured again, and trained on if trainer.max_steps is more now", flush=True)
     job = Job(
         mode,
@@ -159,6 +177,18 @@ def resumed_job(run_dir: Path, overrides: list[str], mode: str = "fit") -> Job:
     from ticks.phases import phase_of  # measured as what its checkpoint is of
 
     return job.of_phase(phase_of(job.checkpoint)["name"])
+
+
+def _set_in_a_phase(phases: dict[str, Any], override: str, run_dir: Path) -> None:
+    """ConfigError for a value that a phase has not, or keeps."""
+    key, _, _ = override.partition("=")
+    _, name, within = [*key.split(".", 2), "", ""][:3]
+    if name not in phases or not within:
+        raise ConfigError(f"{override}: its phases are {', '.join(phases)}; phases.{next(iter(phases))}.KEY=VALUE")
+    if within.partition(".")[0] in KEPT["fit"] and within not in HARMLESS:
+        raise ConfigError(f"{override}: {run_dir} keeps it, the checkpoint holds it; start a new run")
+    check_known(OmegaConf.create(phases[name]["config"]), within)
+    _set_if_there(phases[name]["config"], within, OverridesParser.create().parse_override(override).value())
 
 
 def _set_if_there(config: dict[str, Any], key: str, value: Any) -> None:

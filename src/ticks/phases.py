@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import OmegaConf
 
 from ticks.job import Job, moved
+from ticks.models.changes.prune import MASK
 from ticks.strategy.checkpoint import KEY
 
 TOTALS = ("ticks", "bytes_sent_per_worker", "messages", "train_seconds", "tokens")
@@ -31,6 +32,7 @@ class Phase:
     begin: int = 0
     before: Mapping[str, Any] = field(default_factory=dict)
     is_last: bool = True
+    ended: int | None = None  # the step behind which it was over
 
     @property
     def steps(self) -> int:
@@ -38,16 +40,18 @@ class Phase:
 
     @property
     def end(self) -> int:
-        return self.begin + self.steps
+        return self.begin + self.steps if self.ended is None else self.ended
 
     def state(self) -> dict[str, Any] | None:
         """By what a checkpoint says of which phase it is."""
-        return None if self.name is None else {"name": self.name, "begin": self.begin, "before": dict(self.before)}
+        if self.name is None:
+            return None
+        return {"name": self.name, "begin": self.begin, "before": dict(self.before), "ended": self.ended}
 
 
 def phase_of(checkpoint: str | None) -> dict[str, Any]:
     """What a checkpoint says of its phase; that there is none."""
-    none: dict[str, Any] = {"name": None, "begin": 0, "before": {}}
+    none: dict[str, Any] = {"name": None, "begin": 0, "before": {}, "ended": None}
     if checkpoint is None:
         return none
     return torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True).get("phase") or none
@@ -60,7 +64,7 @@ def first_phase(job: Job) -> Phase:
         return Phase(None, job)
     said = phase_of(job.checkpoint)
     name = said["name"] or names[0]
-    return Phase(name, job.of_phase(name), said["begin"], said["before"], name == names[-1])
+    return Phase(name, job.of_phase(name), said["begin"], said["before"], name == names[-1], said["ended"])
 
 
 def next_phase(job: Job, phase: Phase, *, begin: int, before: Mapping[str, Any]) -> Phase:
@@ -127,7 +131,7 @@ class Rehearsal:
 
 def save_config(place: Path, job: Job, name: str, config: dict[str, Any]) -> None:
     """config.yaml of a phase that can be loaded as a run."""
-    extra = {"choices": job.phases[name]["choices"], "config_digest": job.config_digest}
+    extra = {"choices": job.phases[name]["choices"], "config_digest": job.config_digest, "of_run": job.run_dir}
     place.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.create(config | extra | {"coordinates": job.coordinates}), place / "config.yaml")
 
@@ -147,6 +151,8 @@ class TakeOver(Callback):
             for parameter, state in optimizer.state.items()
             if parameter in names
         }
+        masks = {name: module._buffers.get(MASK) for name, module in module.named_modules()}
+        self.masks = {_name(name): mask for name, mask in masks.items() if mask is not None}
         self.values = {_name(name): value.detach().clone() for name, value in module.state_dict().items()}
 
     @torch.no_grad()
@@ -159,6 +165,10 @@ class TakeOver(Callback):
                 new.append(name.removeprefix("model."))
             else:
                 value.copy_(old)
+        for name, at in module.named_modules():
+            mask, weight = self.masks.get(_name(name)), getattr(at, "weight", None)
+            if mask is not None and weight is not None and weight.shape == mask.shape:
+                at.register_buffer(MASK, mask.clone(), persistent=False)  # what was pruned stays so
         if not new:
             return "goes on with all of the model"
         if len(new) == len(module.state_dict()):
@@ -177,8 +187,14 @@ class TakeOver(Callback):
                         for value in state.values()
                     )
                     if kind is type(optimizer) and fits and parameter.requires_grad:
-                        optimizer.state[parameter] = state
+                        optimizer.state[parameter] = {k: _beside(v, parameter, group) for k, v in state.items()}
         self.states, self.values = {}, {}
+
+
+def _beside(value: Any, parameter: torch.Tensor, group: Mapping[str, Any]) -> Any:
+    """Where its optimizer keeps it: Lightning has moved it to the CPU. A number of steps stays there, mostly."""
+    moves = isinstance(value, torch.Tensor) and (value.dim() > 0 or group.get("fused") or group.get("capturable"))
+    return value.to(parameter.device) if moves else value
 
 
 def _name(name: str) -> str:

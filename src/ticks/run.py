@@ -4,6 +4,7 @@ import math
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -130,6 +131,7 @@ class Run:
         if self.is_zero:
             save_config(place, self.job, name, made.phase.job.config | {"run_dir": str(place)})
         final = made.strategy.broadcast(str(place / "checkpoints" / "final.ckpt"))
+        made.record.phase = replace(made.phase, ended=made.trainer.global_step).state()
         made.trainer.save_checkpoint(final)
         self._measure_the_end()
         if self.is_zero:
@@ -183,7 +185,7 @@ class Run:
         self.summarise()
         self.status = "failed"
         self._announce()
-        config = self.job.config | {"choices": self.job.choices}
+        config = self.job.config | {"phases": self.job.phases or None} | {"choices": self.job.choices}
         log_config(made.trainer.loggers, config, self.job.coordinates)
 
     def _announce(self) -> None:

@@ -1,12 +1,14 @@
 """`timeline=` from the command line."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import REPOSITORY, only_run, run_command, run_forked
+from tests.conftest import REPOSITORY, Command, only_run, run_command, run_forked
 from ticks.assemble import restored
 from ticks.job import resumed_job
 from ticks.models.changes import fold_norms
@@ -60,6 +62,32 @@ def test_a_resumed_run_with_everything_at_once_is_exact(tmp_path: Path) -> None:
     assert code == 0, output
     again = torch.load(final, weights_only=True)["state_dict"]
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_is_stopped_in_a_ramp_misses_nothing_and_does_nothing_twice(signum: int, tmp_path: Path) -> None:
+    options = (*SMALL, "trainer.devices=2", "trainer.max_steps=60", "timeline=[norm_warmup,checkpoint_and_evaluate]",
+               "timeline.norm_warmup.ramp=50", "timeline.evaluate.every=7", "timeline.save.every=7",
+               "trainer.val_check_interval=10")  # fmt: skip
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "stopped").mkdir()
+    whole = Command(tmp_path / "whole", *options)
+    assert whole.end() == 0, whole.output
+    command = Command(tmp_path / "stopped", *options)
+    command.wait_for_step(14)
+    os.kill(command.process.pid, signum)
+    assert command.end() != 0
+    run = only_run(tmp_path / "stopped")
+    command = Command(tmp_path / "stopped", f"resume={run}")
+    assert command.end() == 0, command.output
+    one, other = only_run(tmp_path / "whole"), run
+    learnt = [torch.load(at / "checkpoints/final.ckpt", weights_only=True)["state_dict"] for at in (one, other)]
+    assert all(torch.equal(learnt[0][name], learnt[1][name]) for name in learnt[0])
+    assert marks(one) == marks(other) | {
+        "save": [(s, p.replace(str(other), str(one))) for s, p in marks(other)["save"]]
+    }
+    for at in (one, other):
+        assert [step for step, _ in marks(at)["save"]] == list(range(7, 60, 7))
 
 
 def test_a_run_without_norms_is_measured_as_it_was_trained(tmp_path: Path) -> None:
@@ -125,8 +153,11 @@ def test_a_mistake_is_one_line_before_anything_begins(arguments: tuple[str, ...]
 
 
 def test_the_list_is_printed_without_training(tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "configs").symlink_to(REPOSITORY / "configs")
     code, output = run_command(
-        REPOSITORY, "timeline", "timeline=[lr_steps,checkpoint_and_evaluate]", "trainer.max_steps=200", program="ticks"
+        here, "timeline", "timeline=[lr_steps,checkpoint_and_evaluate]", "trainer.max_steps=200", program="ticks"
     )
     assert code == 0, output
     assert output.splitlines()[-4:] == [
@@ -135,7 +166,7 @@ def test_the_list_is_printed_without_training(tmp_path: Path) -> None:
         "tenth: from step 101 to 150: LrFactor(start=1.0, end=0.1)",
         "hundredth: from step 151: LrFactor(start=1.0, end=0.01)",
     ]
-    code, output = run_command(REPOSITORY, "timeline", "experiment=pretrain_then_finetune", "timeline=lr_steps",
+    code, output = run_command(here, "timeline", "experiment=pretrain_then_finetune", "timeline=lr_steps",
                                "phases.pretrain.trainer.max_steps=200", program="ticks")  # fmt: skip
     assert code == 0, output
     assert output.splitlines()[-6:] == [

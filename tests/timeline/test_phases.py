@@ -1,6 +1,7 @@
 """Phases: one run that learns one thing after another, as if each were a run, and resumes anywhere."""
 
 import json
+import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -8,17 +9,22 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
-from tests.conftest import only_run, run_command, run_forked
+from tests.conftest import REPOSITORY, only_run, run_command, run_forked
+from ticks.config import compose_phases, compose_strictly, digest
+from ticks.config.phases import _text
+from ticks.job import resumed_job
 from ticks.phases import TakeOver
 from ticks.record.metrics import MetricsFile
 
 TINY = ("data.block_size=16", "data.global_batch_size=8", "model.d_model=32", "model.n_layers=2", "model.n_heads=2",
         "optimizer=adamw", "trainer.val_check_interval=4", "trainer.limit_val_batches=2",
         "test=false", "task.sample_bytes=0", "schedule.warmup_steps=2", "strategy.clock.interval=3",
-        "callbacks.checkpoint.save_top_k=-1")  # fmt: skip
+        "callbacks.checkpoint.save_top_k=-1",
+        "model.dropout=0.1")  # fmt: skip
 FIRST = "first:{trainer:{max_steps:10}}"
 SECOND = "second:{model:rms,optimizer.lr:0.001,trainer.max_steps:7,timeline:norm_warmup,timeline.norm_warmup.ramp:4}"
 
@@ -144,6 +150,7 @@ def test_pretrained_then_tuned_is_what_two_commands_do(tmp_path: Path) -> None:
         ("{second:3}", "phases.second=3 must be what is another there"),
         ("{first:null}", "phases: all of them are null"),
         ("[a,b]", "phases=['a', 'b'] must be names"),
+        ("{first:{seed:3}}", "phases.first: seed=3 is the whole run's"),
         ("{first:{},second:{trainer.max_steps:-1}}", "phases.second: trainer.max_steps=-1 must be a whole number"),
     ],
 )
@@ -174,6 +181,84 @@ def test_a_later_phase_is_tried_before_the_first_begins(second: str, message: st
     assert message in output
     assert "Traceback" not in output
     assert "steps 1 to" not in output
+
+
+@pytest.mark.workers
+def test_a_run_goes_on_with_another_value_of_one_phase(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    for file in [*run.glob("checkpoints/final.ckpt"), run / "checkpoints/step-00000016.ckpt"]:
+        file.unlink()
+    for wrong, message in (
+        ("phases.second.optimizer.lr=1", "keeps it, the checkpoint holds it; start a new run"),
+        ("phases.third.trainer.max_steps=9", "its phases are first, second"),
+        ("trainer.max_steps=9", "say of which phase, phases.first.trainer.max_steps=9"),
+        ("phases.second.trainer.steps=9", "unknown key 'trainer.steps'"),
+    ):
+        code, output = run_command(tmp_path, f"resume={run}", wrong)
+        assert (code, message in output) == (2, True), output
+    code, output = run_forked(2, tmp_path, f"resume={run}", "phases.second.trainer.max_steps=9")
+    assert code == 0, output
+    assert json.loads((run / "summary.json").read_text())["steps"] == 19
+
+
+@pytest.mark.workers
+def test_a_copy_is_the_same_run_whatever_its_files_times(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    os.utime(run / "phases/first/checkpoints/final.ckpt")
+    assert resumed_job(run, [], mode="eval").checkpoint == str(run / "checkpoints/final.ckpt")
+
+
+@pytest.mark.workers
+def test_phases_build_on_each_other_wherever_they_lie_and_end_early_for_good(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    labels = "data:topics,data/tokenizer:pretrained,model:pretrained,task:classification,tuning:ticks,optimizer:adamw"
+    typed = [o for o in TINY if not o.startswith(("model", "task", "callbacks"))]
+    stop = "timeline:{end:{at:5,do:{_target_:ticks.timeline.Stop}}}"
+    small = "model.d_model:32,model.n_layers:1,model.n_heads:2"
+    one = f"a:{{data/tokenizer:bpe,data.tokenizer.vocab_size:300,{small},{stop}}}"
+    two = f"b:{{{labels},tuning.task:b,pretrained:${{run_dir}}/phases/a}}"
+    three = f"c:{{{labels},tuning.task:c,pretrained:${{run_dir}}/phases/b}}"
+    code, output = run_forked(2, tmp_path, *typed, "trainer.max_steps=8", f"phases={{{one},{two},{three}}}")
+    assert code == 0, output
+    run = only_run(tmp_path)
+    about = json.loads((run / "summary.json").read_text())
+    assert [(row["name"], row["begin"], row["steps"]) for row in about["phases"]] == [
+        ("a", 0, 5), ("b", 5, 8), ("c", 13, 8),
+    ]  # fmt: skip
+    moved = tmp_path / "elsewhere"
+    shutil.move(run, moved)
+    for place in (moved / "phases" / "b", moved):
+        code, output = run_command(tmp_path, "eval", f"run={place}", program="ticks")
+        assert code == 0, output
+    final = learnt(moved)
+    shutil.rmtree(moved / "checkpoints")
+    shutil.rmtree(moved / "phases" / "b")
+    code, output = run_forked(2, tmp_path, f"resume={moved}")
+    assert code == 0, output
+    assert same(learnt(moved), final)
+
+
+def test_what_a_phase_says_arrives_as_it_was_said() -> None:
+    said = [r"\bblocks\.2\.", "true", "10", "null", "it's", "a\\", "x: [y]", "${run_dir}/phases/a", "~/x"]
+    for text in said:
+        (override,) = OverridesParser.create().parse_overrides([f"a={_text(text)}"])
+        assert override.value() == text, text
+    for value in (None, True, 3, 1.5, ["a b", 2], {"k": "v w"}):
+        (override,) = OverridesParser.create().parse_overrides([f"a={_text(value)}"])
+        assert override.value() == value
+
+
+def test_the_runs_own_is_taken_from_outside_and_phases_have_an_order(tmp_path: Path) -> None:
+    configs = REPOSITORY / "configs"
+    typed = ["strategy=local_sgd", "strategy.clock.interval=16", "phases={a:{experiment:pretrain_bbc},b:{model:rms}}"]
+    config = compose_strictly(typed, configs)
+    for config_of_phase, _ in compose_phases(config, typed, configs).values():
+        assert config_of_phase.strategy == config.strategy
+        assert config_of_phase.callbacks == config.callbacks
+    other = compose_strictly([*typed[:2], "phases={b:{model:rms},a:{experiment:pretrain_bbc}}"], configs)
+    assert digest(config) != digest(other)
 
 
 class Small(LightningModule):

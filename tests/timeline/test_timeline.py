@@ -16,6 +16,7 @@ from tests.conftest import run_workers
 from ticks.arguments import ArgumentError
 from ticks.data import MapData
 from ticks.data.images import Images, LabelledImages
+from ticks.models.changes.gate import gate_of
 from ticks.strategy import LowRank, Outer, Parameters, Streaming, TickStrategy
 from ticks.timeline import (
     Augmentation,
@@ -159,7 +160,12 @@ def stopped(stop: int, home: Path) -> None:
         _, whole, _ = run({"it": said})
         run({"it": said, "keep": {"at": stop, "do": Save(directory=str(home / name))}})
         (file,) = (home / name).glob("*.ckpt")
+        if name == "dropout":  # and was measuring when it was stopped
+            checkpoint = torch.load(file, weights_only=True)
+            checkpoint["callbacks"]["Timeline"]["asked"] = True
+            torch.save(checkpoint, file)
         watch, resumed, _ = run({"it": said}, resume=file)
+        assert watch.evaluated == ([stop] if name == "dropout" else [])
         assert key == "lr" or column(watch, key) == expected[stop:], name
         assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True)), name
 
@@ -182,10 +188,30 @@ def test_a_factor_multiplies_what_any_schedule_says(scheduler: Any, tmp_path: Pa
         assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.00625), "lent for a step only"
 
 
+def test_a_factor_of_a_schedule_that_moves_with_epochs_is_of_steps(tmp_path: Path) -> None:
+    class Epochs(Small):
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            return [optimizer], [LambdaLR(optimizer, lambda epoch: 1.0)]
+
+    watch, _, _ = train({"it": {"from": 3, "do": LrFactor(end=0.1)}}, tmp_path, module=Epochs)
+    assert column(watch, "lr") == pytest.approx([0.1] * 3 + [0.01] * 5)
+
+
+def test_of_two_entries_each_sets_its_own(tmp_path: Path) -> None:
+    entries = {"one": {"until": 3, "do": NormGate(start=1, end=0)},
+               "other": {"from": 4, "do": NormGate(start=1, end=0, keep_affine=True)}}  # fmt: skip
+    _, module, _ = train(entries, tmp_path)
+    assert gate_of(module.norm) == (0.0, True)
+
+
 def test_an_empty_timeline_is_none(tmp_path: Path) -> None:
     _, one, _ = train({}, tmp_path)
     seed_everything(0, verbose=False)
-    _, other, _ = train({"it": {"from": 2, "do": LrFactor(end=1.0)}}, tmp_path)
+    other = Small()
+    given: Any = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "max_steps": STEPS,
+                  "enable_checkpointing": False, "enable_model_summary": False, "limit_val_batches": 0}  # fmt: skip
+    Trainer(**given, default_root_dir=tmp_path).fit(other, data())
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
@@ -236,6 +262,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"do": Dropout(end=0.0, match="x")}, r"it\.do\.match='x' fits no dropout; there are drop"),
     ({"do": Number(of="regulariser.weight", end=1.0)}, r"it\.do\.of='regulariser\.weight' is no number of Small"),
     ({"do": Interval(end=4)}, r"it\.do\.end=4 is of no use: SingleDeviceStrategy has no clock"),
+    ({"every": "30s", "from": 3, "do": Save()}, r"it\.from=3 is for what happens every so many steps, not every 30s"),
     ({"at": "tick 3", "do": Save()}, r"it='ticks' are not there: SingleDeviceStrategy has none"),
 ]  # fmt: skip
 
@@ -267,15 +294,71 @@ def test_what_is_kept_lies_behind_an_evaluation_of_the_same_step(tmp_path: Path)
     assert (state["done"]["steps"], state["waiting"]) == (3, [])
 
 
-def test_an_end_that_waits_for_an_evaluation_that_was_left_comes_when_the_run_goes_on(tmp_path: Path) -> None:
-    entries = {"end": {"at": 4, "do": Stop()}, "keep": {"at": 4, "do": Save(directory=str(tmp_path / "kept"))}}
-    train({"keep": entries["keep"]}, tmp_path)
-    (file,) = (tmp_path / "kept").glob("*.ckpt")
+def checkpoint_of(entries: dict[str, Any], home: Path, step: int, **changed: Any) -> Path:
+    """What a run with these entries keeps behind a step, and `changed` in what its timeline knows."""
+    train(entries | {"keep": {"at": step, "do": Save(directory=str(home / f"at-{step}"))}}, home)
+    (file,) = (home / f"at-{step}").glob("*.ckpt")
     checkpoint = torch.load(file, weights_only=True)
-    checkpoint["callbacks"]["Timeline"]["waiting"] = ["end"]
+    checkpoint["callbacks"]["Timeline"] |= changed
     torch.save(checkpoint, file)
-    _, _, trainer = train(entries, tmp_path, resume=file)
-    assert trainer.global_step < STEPS
+    return file
+
+
+def test_what_ended_a_run_ends_it_again(tmp_path: Path) -> None:
+    end = {"end": {"at": 4, "do": Stop()}}
+    for file in (checkpoint_of({}, tmp_path, 4, waiting=["end"], asked=True), checkpoint_of(end, tmp_path / "b", 4)):
+        watch, _, trainer = train(end, tmp_path, resume=file)
+        assert (trainer.global_step, watch.seen) == (4, [])
+
+
+def test_an_evaluation_that_did_not_end_comes_when_the_run_goes_on(tmp_path: Path) -> None:
+    look = {"look": {"at": [0, 4], "do": Evaluate()}}
+    watch, _, _ = train(look, tmp_path)
+    assert watch.evaluated == [0, 4]
+    order: list[str] = []
+    keep = {"kept": {"at": 4, "do": Run(lambda trainer, module: order.append("kept"))}}
+    file = checkpoint_of(look, tmp_path, 4, asked=True)
+    watch, _, _ = train(look | keep, tmp_path, resume=file)
+    assert watch.evaluated == [4]
+    assert order == [], "it has happened"
+
+
+def test_a_timeline_that_is_new_does_nothing_of_what_is_over(tmp_path: Path) -> None:
+    file = checkpoint_of({}, tmp_path, 5)
+    checkpoint = torch.load(file, weights_only=True)
+    del checkpoint["callbacks"]["Timeline"]
+    torch.save(checkpoint, file)
+    calls: list[int] = []
+    call = Run(lambda trainer, module: calls.append(trainer.global_step))
+    train({"a": {"at": [2, 7], "do": call}}, tmp_path, resume=file)
+    assert calls == [7]
+
+
+def test_a_clock_does_not_go_backwards(tmp_path: Path) -> None:
+    timeline = Timeline({})
+    timeline.load_state_dict({"done": {"steps": 4.0, "seconds": 60.5}, "seconds": 59.4, "ticks_before": 0,
+                              "waiting": [], "asked": False, "events": {}})  # fmt: skip
+    assert timeline.seconds() == 60.5
+    assert timeline._now(SimpleNamespace(strategy=None), 3)["steps"] == 4.0
+
+
+def test_what_is_told_once_is_not_told_again(tmp_path: Path) -> None:
+    entries = {"it": {"from": 2, "until": 6, "do": LrFactor(end=0.5)}}
+    told: list[tuple[int, str]] = []
+
+    def run(**more: Any) -> None:
+        timeline = Timeline(entries)
+        timeline.listeners.append(lambda trainer, name, said: told.append((trainer.global_step, said)))
+        seed_everything(0, verbose=False)
+        given: Any = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "max_steps": 8,
+                      "enable_checkpointing": False, "enable_model_summary": False, "limit_val_batches": 0}  # fmt: skip
+        Trainer(callbacks=[timeline], **given, default_root_dir=tmp_path).fit(Small(), data(), **more)
+
+    run()
+    assert told == [(2, "holds"), (6, "rests")]
+    told.clear()
+    run(ckpt_path=checkpoint_of(entries, tmp_path, 4))
+    assert told == [(6, "rests")]
 
 
 def test_a_list_of_entries_does_as_well(tmp_path: Path) -> None:
@@ -313,6 +396,34 @@ def test_workers_agree_though_what_trains_changes(strategy: str, tmp_path: Path)
     assert one["gate"] == [0, 0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1]
     assert all("first" not in moved for moved in one["moved"][:4])
     assert all("first" in moved for moved in one["moved"][5:])
+
+
+CHANGES = {
+    "thaw": {"change": {"from": 4, "do": Thaw("^first")}},
+    "freeze": {"change": {"from": 4, "do": Freeze("^first")}},
+    "others": {"one": {"until": 4, "do": TrainOnly("^first")}, "other": {"from": 4, "do": TrainOnly("^last")}},
+}
+
+
+def changed(strategy: str, home: Path) -> list[tuple[str, int, bool]]:
+    found = []
+    for name, entries in CHANGES.items():
+        for step in (4, 5, 6):
+            keep = {"keep": {"at": step, "do": Save(directory=str(home / f"{name}-{step}"))}}
+            arguments: dict[str, Any] = {"steps": 9, "devices": 2}
+            whole = train(entries | keep, home, strategy=STRATEGIES[strategy](), **arguments)[1]
+            (file,) = (home / f"{name}-{step}").glob("*.ckpt")
+            again = train(entries | keep, home, strategy=STRATEGIES[strategy](), resume=file, **arguments)[1]
+            same = all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+            found.append((name, step, same))
+    return found
+
+
+@pytest.mark.workers
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
+def test_a_run_goes_on_exactly_from_where_what_trains_changes(strategy: str, tmp_path: Path) -> None:
+    for found in run_workers(2, changed, strategy, tmp_path):
+        assert [(name, step) for name, step, same in found if not same] == []
 
 
 def timed(home: Path) -> dict[str, Any]:

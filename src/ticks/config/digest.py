@@ -34,6 +34,8 @@ def digest(config: DictConfig) -> str:
         else:
             OmegaConf.update(neutral, key, None, force_add=True)
     content = {key: value for key, value in plain(neutral).items() if key not in NOT_DIGESTED}
+    if content.get("phases"):
+        content["phases"] = list(content["phases"].items())  # in their order
     for key in LATER:
         group, _, name = key.rpartition(".")
         inside = content.get(group) if group else content

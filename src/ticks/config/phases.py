@@ -23,6 +23,7 @@ FREE = ("data", "model", "task", "optimizer", "schedule", "parameter_groups", "t
         "pretrained")  # fmt: skip  # which each phase has for itself
 OF_THE_RUN = ("name", "seed", "test", "gap", "resume", "run_dir")  # which are the run's, whatever an experiment says
 OF_THE_TRAINER = ("max_steps", "val_check_interval", "limit_val_batches")  # which a phase may have for itself
+NO_TEXT = ("true", "false", "null", "nan", "inf")  # which mean something else unless quoted
 NOT_TYPED = ("phases", "resume", "run_dir", "name")
 
 
@@ -55,6 +56,8 @@ def _phase(
     base: DictConfig, own: Mapping[str, Any], typed: Sequence[str], config_dir: Path
 ) -> tuple[DictConfig, dict[str, str]]:
     mine = dict(_flat(own))
+    if theirs := [key for key in mine if key.partition(".")[0] in OF_THE_RUN]:
+        raise ConfigError(f"{theirs[0]}={mine[theirs[0]]} is the whole run's, set it outside of phases")
     kept = [o for o in parse(typed) if o.key_or_group.partition(".")[0] not in NOT_TYPED]
     kept = [o for o in kept if not (o.key_or_group == "experiment" and "experiment" in mine)]
     debug = next((config_dir / "debug" / f"{o.value()}.yaml" for o in kept if o.key_or_group == "debug"), None)
@@ -70,27 +73,33 @@ def _phase(
     config.phases = None
     for key in OF_THE_RUN:
         config[key] = base.get(key)
-    _refuse_what_is_the_runs(config, base)
+    default, _ = composed([str(o.input_line) for o in kept if o.key_or_group != "experiment"], config_dir)
+    _take_what_is_the_runs(config, base, default)
     steps = config.trainer.max_steps
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ConfigError(f"trainer.max_steps={steps} must be a whole number of at least 1: a phase ends")
     return config, choices
 
 
-def _refuse_what_is_the_runs(config: DictConfig, base: DictConfig) -> None:
-    """ConfigError for what cannot change within a run."""
-    theirs_all: Any = OmegaConf.to_container(config, resolve=False)
-    ours_all: Any = OmegaConf.to_container(base, resolve=False)
-    for key, ours in ours_all.items():
-        theirs = theirs_all.get(key)
-        if key in (*FREE, *OF_THE_RUN, "phases"):
-            continue
-        if key == "trainer":
-            theirs, ours = ({k: v for k, v in node.items() if k not in OF_THE_TRAINER} for node in (theirs, ours))
-        if theirs != ours:
-            differ = _first_difference(theirs, ours)
+def _take_what_is_the_runs(config: DictConfig, base: DictConfig, default: DictConfig) -> None:
+    """From `base`. ConfigError if the phase, or its experiment, wants something else than that, or by `default`."""
+    wanted, ours, default_ = (_plain(node) for node in (config, base, default))
+    for key in [key for key in ours if key not in (*FREE, *OF_THE_RUN, "phases")]:
+        if wanted.get(key) not in (default_.get(key), ours[key]):
+            differ = _first_difference(wanted.get(key), ours[key])
             raise ConfigError(f"{key}{differ} is the whole run's, set it outside of phases; a phase has its own"
                               f" {', '.join(FREE)}, trainer.{', trainer.'.join(OF_THE_TRAINER)}")  # fmt: skip
+        own = {k: config.trainer.get(k) for k in OF_THE_TRAINER} if key == "trainer" else {}
+        config[key] = base[key]
+        for k, value in own.items():
+            config.trainer[k] = value
+
+
+def _plain(node: DictConfig) -> dict[str, Any]:
+    """Without what a phase may have for itself."""
+    plain: Any = OmegaConf.to_container(node, resolve=False)
+    plain["trainer"] = {key: value for key, value in plain["trainer"].items() if key not in OF_THE_TRAINER}
+    return plain
 
 
 def _first_difference(one: Any, other: Any) -> str:
@@ -126,6 +135,9 @@ def _text(value: Any) -> str:
         return f"[{','.join(map(_text, value))}]"
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{_text(one)}" for key, one in value.items()) + "}"
-    if isinstance(value, str) and not re.fullmatch(r"(\$\{[\w.]+\}|[\w./:-])+", value):
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    if isinstance(value, str) and (
+        not re.fullmatch(r"(\$\{[\w.]+\}|[A-Za-z_/])(\$\{[\w.]+\}|[\w./:-])*", value) or value.lower() in NO_TEXT
+    ):
+        quoted = re.sub(r"(\\*)'", lambda found: f"{found[1] * 2}\\'", value)
+        return "'" + re.sub(r"\\+$", lambda found: found[0] * 2, quoted) + "'"
     return str(value)

@@ -14,7 +14,7 @@ from ticks.record import summary
 from ticks.record.metrics import MetricsFile
 from ticks.run_directory import is_locked
 
-ABOUT_ITSELF = ("config_digest", "earlier_digests")
+ABOUT_ITSELF = ("config_digest", "earlier_digests", "phase_configs", "of_run")
 IN_A_SUMMARY = {
     "strategy": "strategy", "strategy.clock.interval": "interval", "strategy/sync": "sync", "strategy/wire": "wire",
     "model/norm": "norm", "model/adapter": "adapter", "trainer.devices": "world_size", "seed": "seed",

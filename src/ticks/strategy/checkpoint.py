@@ -210,6 +210,11 @@ def newest_usable(directories: Path | Iterable[Path], of: Collection[str] = ()) 
     return None, complaints
 
 
+def step_of(path: Path) -> int:
+    """After how many steps a checkpoint of ours was written."""
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)[KEY]["step"]
+
+
 def random_state(device: torch.device) -> dict[str, Any]:
     """The states of Python's, NumPy's and torch's generators, as plain containers and tensors."""
     name, keys, *rest = np.random.get_state()  # type: ignore[misc]

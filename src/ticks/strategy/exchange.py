@@ -338,6 +338,7 @@ class Exchange:
             "anchor": None if agreed and not self.in_flight and self.layout.all_live_here() else self.anchor,
             "anchor_is_old": self.anchor_is_old,
             "shapes": [tuple(t.shape) for t in self.layout.tensors],
+            "names": [name for name, _ in self.worker.named_parameters()],
             "in_flight": [self._saved(message) for message in self.in_flight],
             "sync": self.sync.state_dict(),
             "wire": self.wire.state_dict(),
@@ -356,8 +357,9 @@ class Exchange:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """ValueError if other parameters trained when it was written."""
-        now = [tuple(t.shape) for t in self.layout.tensors]
-        if (then := state.get("shapes", now)) != now:  # older checkpoints do not say
+        now, names = [tuple(t.shape) for t in self.layout.tensors], [name for name, _ in self.worker.named_parameters()]
+        then = state.get("shapes", now)  # older checkpoints do not say, nor what is called how
+        if then != now or state.get("names", names) != names:
             raise ValueError(
                 f"{len(then)} tensors trained and travelled when it was written, now {len(now)}:"
                 " freeze and thaw parameters before training starts as they were then"

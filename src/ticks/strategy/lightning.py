@@ -42,6 +42,7 @@ __all__ = [
     "script_command",
     "set_num_threads",
     "times_itself",
+    "validate_now",
 ]
 
 
@@ -313,3 +314,10 @@ class Numbers:
         if kind == "mean":
             samples = sum(theirs["samples"] for theirs in everyones)
             result.cumulated_batch_size = torch.tensor(samples, dtype=torch.float64, device=device)
+
+
+def validate_now(trainer: Trainer) -> None:
+    """All of the validation data are measured, between two steps of training or before the first."""
+    trainer.validating = True
+    trainer.fit_loop.epoch_loop.val_loop.run()
+    trainer.training = True

@@ -291,7 +291,7 @@ class TickStrategy(WorkerStrategy):
             self._rounds.known.stop_wanted, trainer.should_stop = True, False
 
     def begin_anew(self) -> None:
-        """The next fit, of another module perhaps, takes nothing over but steps and what was sent."""
+        super().begin_anew()
         self._rounds = Rounds(self)
         self._agreed_model = AgreedModel(self._rounds)
 

@@ -88,6 +88,10 @@ class WorkerStrategy(LaunchedStrategy):
         )
         self._heartbeat.start()
 
+    def begin_anew(self) -> None:
+        """The next fit, of another module perhaps, takes nothing over but steps and what was sent."""
+        self._worker_state = None
+
     def on_train_end(self) -> None:
         super().on_train_end()
         mine = self._heartbeat.signum if self._heartbeat is not None else None

@@ -78,8 +78,12 @@ class Event(Action):
     def over(self, trainer: Any) -> None:
         """The fit is over."""
 
-    def happened(self, stage: Stage) -> None:
-        """A run goes on in which it has happened, perhaps several times: what no checkpoint keeps of that."""
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint has to keep of what happened; plain values and tensors."""
+        return {}
+
+    def happened(self, stage: Stage, state: dict[str, Any]) -> None:
+        """A run goes on in which it has happened, perhaps several times, and which kept its `state`."""
 
 
 def between(start: float, end: float, share: float) -> float:

@@ -5,9 +5,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from ticks.arguments import ArgumentError
 from ticks.arguments import share as shares
-from ticks.models.changes.prune import mask, prunable, smallest, stay_pruned, zero
+from ticks.models.changes.prune import mask, mask_of, prunable, smallest, stay_pruned, zero
 from ticks.timeline.action import Event, Stage
 
 
@@ -83,6 +86,7 @@ class Prune(Event):
         shares(share=share)
         self.share = share
         self._zero: Callable[[], None] | None = None
+        self._maps: list[Any] = []
 
     def check(self, stage: Stage) -> None:
         prunable(self._model(stage))
@@ -98,16 +102,25 @@ class Prune(Event):
         self._stay(stage, maps, kept)
         return f"{self.share:g} of {sum(one.numel() for one in kept):,} weights"
 
-    def happened(self, stage: Stage) -> None:
-        """What was pruned is what is zero."""
+    def state(self) -> dict[str, Any]:
+        """Which weights stay, eight of them in a byte."""
+        if self._zero is None:
+            return {}
+        return {"kept": [torch.from_numpy(np.packbits(mask_of(one).cpu().numpy())) for one in self._maps]}
+
+    def happened(self, stage: Stage, state: dict[str, Any]) -> None:
         maps = prunable(self._model(stage))
-        self._stay(stage, maps, [one.weight.detach() != 0 for one in maps])
+        kept = []
+        for one, packed in zip(maps, state["kept"], strict=True):
+            bits = np.unpackbits(packed.numpy(), count=one.weight.numel()).astype(bool)
+            kept.append(torch.from_numpy(bits).view(one.weight.shape).to(one.weight.device))
+        self._stay(stage, maps, kept)
 
     def _stay(self, stage: Stage, maps: list[Any], kept: list[Any]) -> None:
         strategy = stage.trainer.strategy
         mask(maps, kept)
         if self._zero is None:  # what is pruned later is masked in the same maps
-            self._zero = lambda: zero(maps)
+            self._zero, self._maps = (lambda: zero(maps)), maps
             for optimizer in stage.optimizers:
                 stay_pruned(self._model(stage), optimizer)
             getattr(strategy, "constraints", []).append(self._zero)  # a rule's momentum moves them, too
@@ -129,6 +142,9 @@ class Stop(Event):
         if together is not None:
             together()
         stage.trainer.should_stop = True
+
+    def happened(self, stage: Stage, state: dict[str, Any]) -> None:
+        self.happen(stage)
 
 
 class Run(Event):

@@ -177,6 +177,8 @@ def entry(name: str, said: Mapping[str, Any], total_steps: float) -> Entry:
             raise wrong("at", f"must be {FORMS}, or a list of such")
         return Entry(name, do, at=at)
     every = moment(f"{name}.every", given["every"], total_steps, length=True)
+    if every.kind != "steps" and (surplus := [key for key in ("from", "until") if key in given]):
+        raise wrong(surplus[0], f"is for what happens every so many steps, not every {every.said}")
     begin = _step(name, "from", given.get("from", 0), total_steps)
     until = _step(name, "until", given["until"], total_steps) if "until" in given else math.inf
     return Entry(name, do, every=every, begin=int(begin), until=until)
@@ -197,6 +199,7 @@ class Track:
 
     def __init__(self, target: str, entries: list[Entry]) -> None:
         self.target, self.entries = target, sorted(entries, key=lambda e: e.begin)
+        self._last: tuple[Entry, Any] | None = None  # by which, and as what, it was set
 
     def check(self) -> None:
         """ArgumentError for two settings that want it at once, or leave it at different values."""
@@ -216,15 +219,24 @@ class Track:
 
     def value(self, step: int) -> Any:
         """In this step."""
-        entry = next((e for e in self.entries if e.holds(step)), self.entries[0])
+        entry = self._entry(step)
         return self.setting(entry).value(self.target, entry.share(step))
 
     def next_change(self, step: int) -> float:
         """The first step behind this one in which it may be another."""
         return min(e.next_change(step) for e in self.entries)
 
-    def set(self, stage: Any, step: int) -> Any:
-        """Make it what it is in this step; the value."""
-        value = self.value(step)
-        self.setting(self.entries[0]).set(stage, self.target, value)
-        return value
+    def set(self, stage: Any, step: int) -> None:
+        """Make it what it is in this step."""
+        entry = self._entry(step)
+        value = self.setting(entry).value(self.target, entry.share(step))
+        self.setting(entry).set(stage, self.target, value)
+        self._last = entry, value
+
+    def update(self, stage: Any, step: int) -> None:
+        """The same where it is another than it was made last."""
+        if self._last is None or (self._entry(step), self.value(step)) != self._last:
+            self.set(stage, step)
+
+    def _entry(self, step: int) -> Entry:
+        return next((e for e in self.entries if e.holds(step)), self.entries[0])

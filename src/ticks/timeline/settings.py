@@ -31,7 +31,11 @@ class LrFactor(Setting):
     def follow(self, stage: Stage, factor: Callable[[int], float]) -> None:
         """From now on: `factor` is of each step's. A schedule that is a function of the step says it itself, so that
         what is logged, and what a clock sees, is what is used; behind any other the rates are lent to each step."""
-        scheduled = {id(config.scheduler.optimizer): config.scheduler for config in stage.trainer.lr_scheduler_configs}
+        scheduled = {
+            id(config.scheduler.optimizer): config.scheduler
+            for config in stage.trainer.lr_scheduler_configs
+            if config.interval == "step" and config.frequency == 1
+        }
         for optimizer in stage.optimizers:
             scheduler = scheduled.get(id(optimizer))
             if type(scheduler) is LambdaLR:

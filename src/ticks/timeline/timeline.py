@@ -18,6 +18,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ticks.arguments import ArgumentError
+from ticks.strategy.lightning import validate_now
 from ticks.timeline.action import Event, Setting, Stage
 from ticks.timeline.events import Evaluate
 from ticks.timeline.moments import Entry, Track, entry
@@ -60,7 +61,8 @@ class Timeline(Callback):
         self._told: dict[str, str] = {}  # by a setting's name: what listeners know
         self._ticks_before = 0
         self._behind_evaluation: list[Entry] = []  # what waits for one
-        self._waited: list[str] = []  # and did when a run was stopped
+        self._asked = False  # for an evaluation that has not ended
+        self._kept: dict[str, Any] = {}  # of a run that goes on: what waited, and what events know
 
     # ---- before training
 
@@ -136,6 +138,9 @@ class Timeline(Callback):
             self._hand_over(track, at)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        strategy: Any = trainer.strategy
+        if isinstance(clock := getattr(strategy, "clock", None), Timed):  # of an earlier fit
+            strategy.clock = clock.clock
         steps = trainer.estimated_stepping_batches if self.said else -1
         self.plan(steps - self.begin if steps > 0 else math.inf)
         stage = Stage(trainer, pl_module, begin=self.begin)
@@ -153,15 +158,14 @@ class Timeline(Callback):
         elif isinstance(first, Interval):
             borders = {b for e in track.entries for b in (e.begin, e.until) if 0 < b < math.inf}
             strategy: Any = stage.trainer.strategy
-            own = strategy.clock.clock if isinstance(strategy.clock, Timed) else strategy.clock
-            strategy.clock = Timed(own, track.value, borders, self.begin)
+            strategy.clock = Timed(strategy.clock, track.value, borders, self.begin)
 
     # ---- while it trains
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step, strategy = self._step(trainer), trainer.strategy
-        if "steps" not in self._done:
-            self._done["steps"] = -1.0
+        if "steps" not in self._done:  # what lies behind a run that goes on without having had a timeline is over
+            self._done["steps"] = float(step) if step else -1.0
             self._ticks_before = self._ticks(trainer)
         listeners = getattr(strategy, "on_tick", None)
         if self.entries and isinstance(listeners, list):
@@ -171,16 +175,31 @@ class Timeline(Callback):
                 strategy.seconds_of_training = self.seconds
         self._since = time.perf_counter()
         stage = Stage(trainer, pl_module, step=step, begin=self.begin)
-        for one in self.events():
-            if any(one.due(kind, -1.0, over) for kind, over in self._done.items()):  # type: ignore[arg-type]
-                one.do.happened(stage)  # type: ignore[attr-defined]
-        self._set(stage, step + 1)
+        kept, self._kept = self._kept, {}
+        if step:  # the strategy finds what it left; the next step's settings come with its batch
+            self._told = {one.name: one.state(step) for one in self.entries if isinstance(one.do, Setting)}
+        self._set(stage, max(1, step))
+        if step:
+            self._next_setting = step + 1
         self._last_step = step
         self._find_next(step)
-        self._behind_evaluation = [one for one in self.events() if one.name in self._waited]
-        self._do_what_waited(stage)
+        waiting = kept.get("waiting", [])
+        for one in self.events():
+            if one.name in waiting:
+                self._behind_evaluation.append(one)
+            elif any(one.due(kind, -1.0, over) for kind, over in self._done.items()):  # type: ignore[arg-type]
+                one.do.happened(stage, kept.get("events", {}).get(one.name, {}))  # type: ignore[attr-defined]
+        if kept.get("asked"):
+            self._evaluate(trainer)
         if self._done["steps"] < step == 0:  # what is to happen before the first step
             self._happen(stage)
+            if self._asked:
+                self._evaluate(trainer)
+
+    def _evaluate(self, trainer: Trainer) -> None:
+        """Before the first step: what all agree on is what the module holds."""
+        validate_now(trainer)
+        self._asked = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         step = self._last_step + 1
@@ -199,9 +218,14 @@ class Timeline(Callback):
         if step >= self._next_event or self._ticked or self._looks_at_the_clock(trainer):
             self._happen(Stage(trainer, pl_module, step=step, begin=self.begin))
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._since is not None:
+            self._seconds, self._since = self.seconds(), None
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit":
             return
+        self._since, self._asked = time.perf_counter(), False
         for one in self.entries:
             if isinstance(one.do, Evaluate):
                 one.do.as_before(trainer)
@@ -212,8 +236,6 @@ class Timeline(Callback):
         strategy: Any = trainer.strategy
         if self._on_tick in (listeners := getattr(strategy, "on_tick", [])):
             listeners.remove(self._on_tick)
-        if isinstance(clock := getattr(strategy, "clock", None), Timed):
-            strategy.clock = clock.clock
         for one in self.events():
             one.do.over(trainer)  # type: ignore[attr-defined]
 
@@ -240,7 +262,7 @@ class Timeline(Callback):
     def _set(self, stage: Stage, step: int) -> None:
         """Everything as it is in this step."""
         for track in self.tracks:
-            track.set(stage, step)
+            track.update(stage, step)
         for one in self.entries:
             if isinstance(one.do, Setting) and (state := one.state(step)) != self._told.get(one.name, "rests"):
                 self._told[one.name] = state
@@ -258,14 +280,14 @@ class Timeline(Callback):
         return bool(self.events("seconds")) and not hasattr(trainer.strategy, "on_tick")
 
     def _now(self, trainer: Trainer, step: int) -> dict[str, float]:
-        """By kind, what is over, the same on all workers."""
+        """By kind, what is over, the same on all workers; never less than before."""
         now = {"steps": float(step)}
         if self._ticked or not hasattr(trainer.strategy, "on_tick"):
             if self.events("ticks"):
                 now["ticks"] = float(self._ticks(trainer) - self._ticks_before)
             if self.events("seconds"):
                 now["seconds"] = self._agreed_seconds(trainer)
-        return now
+        return {kind: max(over, self._done.get(kind, 0.0)) for kind, over in now.items()}
 
     def _agreed_seconds(self, trainer: Trainer) -> float:
         strategy: Any = trainer.strategy
@@ -286,6 +308,7 @@ class Timeline(Callback):
                 continue
             evaluates = evaluates or (isinstance(one.do, Evaluate) and stage.trainer.enable_validation)
             self._do(one, stage)
+        self._asked = evaluates
         self._find_next(stage.step)
 
     def _do_what_waited(self, stage: Stage) -> None:
@@ -305,10 +328,11 @@ class Timeline(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         waiting = [one.name for one in self._behind_evaluation]
+        known = {one.name: state for one in self.events() if (state := one.do.state())}  # type: ignore[attr-defined]
         kept = {"done": dict(self._done), "seconds": self.seconds(), "ticks_before": self._ticks_before}
-        return kept | {"waiting": waiting}
+        return kept | {"waiting": waiting, "asked": self._asked, "events": known}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._done, self._seconds = dict(state_dict["done"]), state_dict["seconds"]
-        self._ticks_before = state_dict["ticks_before"]
-        self._waited = list(state_dict["waiting"])
+        self._done, self._ticks_before = dict(state_dict["done"]), state_dict["ticks_before"]
+        self._seconds = max(state_dict["seconds"], self._done.get("seconds", 0.0))  # the slowest worker's at a tick
+        self._kept = dict(state_dict)

@@ -43,7 +43,9 @@ def gate(norm: nn.Module, a: float, *, keep_affine: bool = False) -> None:
     """Open a norm's gate so far, in place."""
     there = vars(norm).get("forward")
     before = there.before if isinstance(there, Gate) else there
-    if a < 1.0:
+    if isinstance(there, Gate) and a < 1.0 and there.keep_affine == keep_affine:
+        there.a = a
+    elif a < 1.0:
         norm.forward = Gate(norm, before, a, keep_affine=keep_affine)
     elif isinstance(there, Gate):
         del norm.forward

@@ -60,6 +60,11 @@ def mask(maps: list[Any], kept: list[Tensor]) -> None:
         module.register_buffer(MASK, stays.clone(), persistent=False)
 
 
+def mask_of(module: nn.Module) -> Tensor:
+    """Which of its weights stay."""
+    return module._buffers[MASK]  # type: ignore[return-value]
+
+
 def stay_pruned(model: nn.Module, optimizer: Optimizer) -> Optimizer:
     """What of a model was pruned is zero again behind each of the optimizer's steps, whatever that makes of it."""
     maps = [module for module in model.modules() if MASK in module._buffers]
