@@ -83,9 +83,8 @@ def test_a_run_that_is_stopped_in_a_ramp_misses_nothing_and_does_nothing_twice(s
     one, other = only_run(tmp_path / "whole"), run
     learnt = [torch.load(at / "checkpoints/final.ckpt", weights_only=True)["state_dict"] for at in (one, other)]
     assert all(torch.equal(learnt[0][name], learnt[1][name]) for name in learnt[0])
-    assert marks(one) == marks(other) | {
-        "save": [(s, p.replace(str(other), str(one))) for s, p in marks(other)["save"]]
-    }
+    for name in ("norm_warmup", "evaluate"):
+        assert marks(one)[name] == marks(other)[name]
     for at in (one, other):
         assert [step for step, _ in marks(at)["save"]] == list(range(7, 60, 7))
 
