@@ -43,6 +43,11 @@ TEN: dict[str, Any] = {
     "look": {"at": FAR, "do": Evaluate()},
     "call": {"every": "100000 ticks", "do": Run(print)},
 }
+RAMPS = ("lr", "decay", "norms", "dropout", "weight")  # of which each step has another value
+
+
+def ramping() -> dict[str, Any]:
+    return {name: said | ({"from": 0, "ramp": FAR} if name in RAMPS else {}) for name, said in TEN.items()}
 
 
 class Timed(Timeline):
@@ -102,7 +107,7 @@ def measure(entries: Any, steps: int) -> tuple[float, float]:
 
 def main() -> None:
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 200
-    for name, entries in (("empty", {}), ("ten entries", TEN)):
+    for name, entries in (("empty", {}), ("ten entries", TEN), ("ten entries, five of them ramps", ramping())):
         step, spent = measure(entries, steps)
         print(f"{name}: {1e6 * spent:.1f} us of a step of {1e3 * step:.1f} ms: {spent / step:.4%}")
 
