@@ -13,6 +13,7 @@ from matplotlib.testing.compare import compare_images
 
 from tests.report.made import grid, run
 from ticks.config import ConfigError
+from ticks.record.metrics import MetricsFile
 from ticks.report.figures import _differences, curve, draw, pareto
 from ticks.report.groups import group
 from ticks.report.runs import load_runs
@@ -102,6 +103,40 @@ def test_curves_are_means_over_the_seeds_with_their_interval(tmp_path: Path) -> 
     assert points.y == pytest.approx([3.11, 2.31, 2.11], abs=1e-3)
     assert [high - y for high, y in zip(points.high, points.y, strict=True)] == pytest.approx([0.0250] * 3, abs=1e-4)
     assert curve(found, MEASURE, "step").x == [10, 20, 30]
+
+
+def with_a_timeline(folder: Path, *marks: tuple[int, str, str]) -> Path:
+    """A run of 60 steps whose timeline did this."""
+    directory = run(folder, [8.0, 4.0, 3.5, 3.2, 1.0, 0.7, 0.5], seed=len(folder.name))
+    file = MetricsFile(directory / "metrics.csv")
+    rows = file.rows()
+    file.path.unlink()
+    file = MetricsFile(file.path)
+    for row in rows:
+        file.append({key: value for key, value in row.items() if value})
+        for step, name, said in marks:
+            if row["step"] == str(step) and row.get("val/bits_per_byte"):
+                file.append({"step": step, "bytes_sent": row["bytes_sent"], f"timeline/{name}": said})
+    return directory
+
+
+DID = ((0, "phase", "learn"), (10, "gate", "ramps"), (20, "gate", "holds"), (30, "phase", "tune"))
+
+
+def test_what_a_timeline_did_stands_in_the_curves_and_phases_are_apart(tmp_path: Path) -> None:
+    saves = tuple((10 * i, "save", "1") for i in range(1, 6))
+    for name in ("a", "bb"):
+        with_a_timeline(tmp_path / "runs" / name, *DID, *saves)
+    figure = drawn(tmp_path / "runs", tmp_path / "figure.png", ["step"])
+    assert {"learn", "tune", "gate ramps", "gate holds", "save"} <= texts(figure)
+    (axes,) = figure.axes
+    labels = [text.get_text() for text in axes.texts]
+    assert labels.count("save") == 1, "what comes often has its name once"
+    curves = [list(line.get_xdata()) for line in axes.lines if line.get_marker() != "None"]
+    assert curves == [[10, 20, 30], [40, 50, 60]], "no line from one task to another"
+    with_a_timeline(tmp_path / "runs" / "ccc", *DID[:2])
+    figure = drawn(tmp_path / "runs", tmp_path / "figure.png", ["step"])
+    assert not {"learn", "gate ramps"} & texts(figure), "not where runs of one figure differ in it"
 
 
 def test_a_seed_without_a_step_takes_that_step_out(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A report's figures of groups of runs: learning curves, a measure against a setting, a frontier, a heat map."""
 
+import math
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -144,8 +145,10 @@ def curves(groups: Sequence[Group], measure: str, out: Path, xs: Sequence[str]) 
                 points = lines[i][x]
                 if not points.x:
                     continue
-                place.plot(points.x, points.y, marker=MARKERS[len(ends) % len(MARKERS)], color=shades[i])
-                place.fill_between(points.x, points.low, points.high, color=shades[i], alpha=BAND, linewidth=0)
+                marker = MARKERS[len(ends) % len(MARKERS)]
+                for part in _parts(points, borders(drawn_of(groups[i]), x)):
+                    place.plot(part.x, part.y, marker=marker, color=shades[i])
+                    place.fill_between(part.x, part.low, part.high, color=shades[i], alpha=BAND, linewidth=0)
                 ends.append((points.x[-1], points.y[-1], label_of(groups[i]), shades[i]))
             happenings(place, [run for i in drawn for run in drawn_of(groups[i])], x)
             if x == "bytes_sent":
@@ -178,6 +181,21 @@ def happenings(axes: Any, runs: Sequence[Run], x: str) -> None:
                 _at_top(axes, at, name, rotation=90)
     for name in sorted(often):
         _at_top(axes, next(at for _, other, at in marks if other == name), name, rotation=90)
+
+
+def borders(runs: Sequence[Run], x: str) -> list[float]:
+    """Where another phase begins, on an axis of `x`: the first run's, which stands for all of its group."""
+    return [at for _, name, at in happened(runs[0], x) if name.startswith(PHASE)][1:] if runs else []
+
+
+def _parts(points: Points, cuts: Sequence[float]) -> list[Points]:
+    """A curve's, each of one phase: between two there is another task."""
+    parts = []
+    for low, high in pairwise([-math.inf, *cuts, math.inf]):
+        inside = [i for i, at in enumerate(points.x) if low < at <= high]
+        if inside:
+            parts.append(Points(*([values[i] for i in inside] for values in points)))
+    return parts
 
 
 def _at_top(axes: Any, at: float, text: str, *, rotation: int = 0) -> None:
@@ -250,12 +268,14 @@ def lines(groups: Sequence[Group], measure: str, out: Path, x: str, against: str
     is_log = numeric and len(ticks) > 2 and min(ticks) > 0 and max(ticks) / min(ticks) >= 8
     with picture(out, columns=len(panels), size=(6.0 if len(panels) == 1 else 5.2, 4.0)) as axes:
         for place, (label, found, of_runs) in zip([axes] if len(panels) == 1 else axes, panels, strict=True):
-            ends = []
+            ends: list[tuple[float, float, str, str]] = []
+            rightmost: dict[float, float] = {}  # by where lines end, where the last of them is drawn
             for i, (name, points) in enumerate(found.items()):
                 apart = _apart(points.x, i - (len(found) - 1) / 2, ticks if numeric else range(len(ticks)), log=is_log)
                 style = "-" if len(points.x) > 1 else "none"
                 _with_errors(place, points._replace(x=apart), shades[name], line=style, marker=marks[name])
-                ends.append((apart[-1], points.y[-1], name if len(found) > 1 else "", shades[name]))
+                ends.append((points.x[-1], points.y[-1], name if len(found) > 1 else "", shades[name]))
+                rightmost[points.x[-1]] = max(apart[-1], rightmost.get(points.x[-1], apart[-1]))
             if is_log:
                 place.set_xscale("log", base=2)
                 place.minorticks_off()
@@ -265,7 +285,7 @@ def lines(groups: Sequence[Group], measure: str, out: Path, x: str, against: str
             if found is not panels[0][1]:
                 place.axhline(0.0, color=GREY, linestyle=":", linewidth=1)
             say_how_many(place, of_runs)
-            label_ends(place, ends)
+            label_ends(place, [(rightmost[at], y, name, colour) for at, y, name, colour in ends])
 
 
 def _lines(
