@@ -120,7 +120,7 @@ class StepData(LightningDataModule):
         batches = self.train_batches(trainer.world_size, trainer.global_rank, batch_size)
         batches.start = batches_done(trainer) - self.steps_before * trainer.accumulate_grad_batches
         batches.only = self.overfit_batches
-        batches.sizes, batches.parts = self.batch_sizes, trainer.accumulate_grad_batches
+        batches.sizes, batches.accumulated = self.batch_sizes, trainer.accumulate_grad_batches
         return self._loader(batches)
 
     def val_dataloader(self) -> DataLoader:
@@ -158,7 +158,7 @@ class BatchSizes:
 
 class TrainBatches(IterableDataset):
     """Endless batches of one worker, from batch `start` on; with `only` n, the first n again and again; with `sizes`
-    steps, of `parts` batches each, differ in size. `batch(i)` is a pure function."""
+    steps, of `accumulated` batches each, differ in size. `batch(i)` is a pure function."""
 
     def __init__(self, n: int, *, batch_size: int, seed: int, worker: int, world_size: int, start: int = 0) -> None:
         self.n = n
@@ -169,15 +169,15 @@ class TrainBatches(IterableDataset):
         self.start = start
         self.only: int | None = None
         self.sizes: BatchSizes | None = None
-        self.parts = 1
+        self.accumulated = 1
 
     def samples(self, index: int) -> np.ndarray:
         """The samples (batch_size,) of this worker's batch number `index`."""
         if self.sizes is None:
             size, first = self.batch_size, (index * self.world_size + self.worker) * self.batch_size
         else:
-            step, part = divmod(index, self.parts)
-            size = self.sizes.of(step) // (self.world_size * self.parts)
+            step, part = divmod(index, self.accumulated)
+            size = self.sizes.of(step) // (self.world_size * self.accumulated)
             first = self.sizes.before(step) + (part * self.world_size + self.worker) * size
         return self.order(np.arange(first, first + size))
 

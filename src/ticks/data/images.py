@@ -107,7 +107,7 @@ class AugmentedSamples(TrainSamples):
             return images_BxCxHxW, labels_B
         changed_BxCxHxW = self.augment(images_BxCxHxW)
         if self.augmented is not None:
-            share = self.augmented(index // self.parts + 1)
+            share = self.augmented(index // self.accumulated + 1)
             drawn_B = torch.rand(len(labels_B)) < share
             changed_BxCxHxW = torch.where(drawn_B[:, None, None, None], changed_BxCxHxW, images_BxCxHxW)
         return changed_BxCxHxW, labels_B
