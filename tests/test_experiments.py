@@ -12,8 +12,9 @@ SMALL = (
     "debug=fast", "trainer.max_steps=4", "trainer.val_check_interval=4", "trainer.limit_val_batches=1", "test=false",
     "data.eval_batch_size=8", "data.global_batch_size=8",
 )  # fmt: skip
-# the default model, larger; g2p's model, on data that take long to prepare; what test_fine_tuning is about
-NOT_HERE = {"bbc_long", "verses", "finetune_minilm", "finetune_bbc", "pretrain_bbc", "continue_smollm"}
+# the default model, larger; g2p's model, on data that take long to prepare; what test_fine_tuning and test_phases do
+NOT_HERE = {"bbc_long", "verses", "finetune_minilm", "finetune_bbc", "pretrain_bbc", "continue_smollm",
+            "pretrain_then_finetune"}  # fmt: skip
 EXPERIMENTS = sorted({file.stem for file in (REPOSITORY / "configs" / "experiment").glob("*.yaml")} - NOT_HERE)
 CASES = [(name, "streaming_diloco", "strategy.clock.interval=4") for name in EXPERIMENTS] + [
     (name, *how) for name in ("digits_vit",) for how in (("powersgd", ""), ("desloc", "strategy.clock.interval=2"))

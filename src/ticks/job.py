@@ -4,7 +4,9 @@ A new run gets a new directory; `resume` continues one with the configuration it
 worker decides by itself, from the same command, and comes to the same Job but for the directory, which is worker 0's.
 """
 
+import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -120,32 +122,7 @@ def resumed_job(run_dir: Path, overrides: list[str], mode: str = "fit") -> Job:
     coordinates: Any = OmegaConf.to_container(config.pop("coordinates", OmegaConf.create({})))
     phases: Any = OmegaConf.to_container(config.pop("phase_configs", OmegaConf.create({})))
     digests = {str(earlier): None for earlier in config.pop("earlier_digests", ())} | {config_digest: None}  # in order
-    for override in overrides:
-        key, _, text = override.partition("=")
-        if key == "resume" or choices.get(key) == text:
-            continue
-        if phases and key == "trainer.max_steps":
-            raise ConfigError(f"{override}: say of which phase, phases.{next(iter(phases))}.{override}")
-        if key.startswith("phases.") and phases:
-            _set_in_a_phase(phases, override, run_dir)
-            config_digest = sha256(f"{config_digest} {override}".encode()).hexdigest()[:12]
-            continue
-        if "/" in key or key in choices:
-            raise ConfigError(
-                f"{override}: a run is continued with its own configuration ({run_dir}/config.yaml); its values can be"
-                " changed, the chosen groups cannot"
-            )
-        check_known(config, key)
-        section = key.partition(".")[0]
-        if section in KEPT[mode] and key not in HARMLESS:
-            raise ConfigError(f"{override}: {run_dir} keeps its {section}, the checkpoint holds it; start a new run")
-        before = plain(config)
-        value = OverridesParser.create().parse_override(override).value()
-        OmegaConf.update(config, key, value)
-        for phase in phases.values():
-            _set_if_there(phase["config"], key, value)
-        if plain(config) != before:  # under torchrun worker 0 may have written it down before another one reads it
-            config_digest = sha256(f"{config_digest} {override}".encode()).hexdigest()[:12]
+    config_digest = _put_on_top(config, phases, choices, overrides, run_dir, mode, config_digest)
     check_values(config)
     checkpoint, complaints = newest_usable(run_dir / "checkpoints", list(digests))
     border, _ = newest_usable(run_dir.glob("phases/*/checkpoints"), list(digests))
@@ -177,6 +154,47 @@ def resumed_job(run_dir: Path, overrides: list[str], mode: str = "fit") -> Job:
     from ticks.phases import phase_of  # measured as what its checkpoint is of
 
     return job.of_phase(phase_of(job.checkpoint)["name"])
+
+
+def _put_on_top(
+    config: DictConfig,
+    phases: Any,
+    choices: Mapping[str, str],
+    overrides: list[str],
+    run_dir: Path,
+    mode: str,
+    known: str,
+) -> str:
+    """Change a run's configuration, and its phases', by values that are typed; the digest by which it is `known` from
+    then on. ConfigError for what cannot be changed."""
+    for override in overrides:
+        key, _, text = override.partition("=")
+        if key == "resume" or choices.get(key) == text:
+            continue
+        before = plain(config), json.dumps(phases)
+        if phases and key == "trainer.max_steps":
+            raise ConfigError(f"{override}: say of which phase, phases.{next(iter(phases))}.{override}")
+        if phases and key.startswith("phases."):
+            _set_in_a_phase(phases, override, run_dir)
+        elif "/" in key or key in choices:
+            raise ConfigError(
+                f"{override}: a run is continued with its own configuration ({run_dir}/config.yaml); its values can be"
+                " changed, the chosen groups cannot"
+            )
+        else:
+            check_known(config, key)
+            section = key.partition(".")[0]
+            if section in KEPT[mode] and key not in HARMLESS:
+                raise ConfigError(
+                    f"{override}: {run_dir} keeps its {section}, the checkpoint holds it; start a new run"
+                )
+            value = OverridesParser.create().parse_override(override).value()
+            OmegaConf.update(config, key, value)
+            for phase in phases.values():
+                _set_if_there(phase["config"], key, value)
+        if (plain(config), json.dumps(phases)) != before:  # under torchrun worker 0 may have written it down before
+            known = sha256(f"{known} {override}".encode()).hexdigest()[:12]  # another one reads it
+    return known
 
 
 def _set_in_a_phase(phases: dict[str, Any], override: str, run_dir: Path) -> None:

