@@ -182,7 +182,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(2)
     rows: list[Row] = []
-    for measure in (bench_bytes, bench_steps, bench_forward, bench_memory):
+    for measure in (bench_memory, bench_bytes, bench_steps, bench_forward):  # processes are forked before threads are
         found = measure(arguments.rounds) if measure in (bench_steps, bench_forward) else measure()  # type: ignore[operator]
         for row in found:
             console.print("  ".join(row.cells))
