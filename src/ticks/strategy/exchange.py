@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from ticks.strategy.diagnostics import Seen, new_sums, sample
 from ticks.strategy.facts import FIELDS, only_weight
-from ticks.strategy.flat import FlatBuffer, copy
+from ticks.strategy.flat import FlatBuffer
 from ticks.strategy.fragments import fragment_of
 from ticks.strategy.layout import Layout
 from ticks.strategy.ledger import Ledger
@@ -163,19 +163,9 @@ class Exchange:
         self.anchor_is_old = False
 
     def change_anchor(self, change: Callable[[], None]) -> None:
-        """`change` alters the worker's tensors in place: for its time the anchor stands there."""
-        if self.anchor is None:
-            return
-        layout = self.layout
-        own = [t.detach().clone() for t in layout.tensors]
-        layout.load()
-        layout.flat.all.copy_(self.anchor)
-        layout.store()
-        change()
-        layout.load()
-        self.anchor.copy_(layout.flat.all)
-        copy(layout.tensors, own)
-        layout.load()
+        """`change` alters the worker's tensors in place: for its time the anchor stands there, if there is one."""
+        if self.anchor is not None:
+            self.layout.change(self.anchor, change)
 
     def _look_at_anchor(self) -> None:
         agreed = self.layout.flat.all if self.anchor is None else self.anchor

@@ -3,14 +3,14 @@
 It changes where other parameters train than before: a phase may have frozen some.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ticks.strategy.flat import FlatBuffer
+from ticks.strategy.flat import FlatBuffer, copy
 
 
 class Layout:
@@ -60,6 +60,19 @@ class Layout:
     def all_live_here(self) -> bool:
         """Whether the tensors are the flat buffer's, and not roundings of it (bfloat16)."""
         return all(t.data_ptr() == view.data_ptr() for t, view in zip(self.tensors, self.flat.views, strict=True))
+
+    def change(self, numbers: Tensor, change: Callable[[], None]) -> None:
+        """`change` alters the tensors in place: for its time `numbers`, laid out like this, stand there, and take what
+        comes of it."""
+        own = [t.detach().clone() for t in self.tensors]
+        self.load()
+        self.flat.all.copy_(numbers)
+        self.store()
+        change()
+        self.load()
+        numbers.copy_(self.flat.all)
+        copy(self.tensors, own)
+        self.load()
 
     def move(self, numbers: Tensor, to: "Layout", others: Tensor) -> None:
         """Of the tensors that both have: copy `numbers`, laid out like this, into `others`, laid out like that."""

@@ -39,13 +39,14 @@ from ticks.strategy.refusals import (
 )
 from ticks.strategy.rounds import Rounds
 from ticks.strategy.sync import Gradients, Sync
+from ticks.strategy.timelines import ForTimelines
 from ticks.strategy.wire import FP32, Wire
 from ticks.strategy.workers import WorkerStrategy
 
 log = logging.getLogger(__name__)
 
 
-class TickStrategy(WorkerStrategy):
+class TickStrategy(ForTimelines, WorkerStrategy):
     """Workers talk at ticks only. Works with any LightningModule:
 
         Trainer(strategy=TickStrategy(interval=64), accelerator="cpu", devices=4)
@@ -91,10 +92,6 @@ class TickStrategy(WorkerStrategy):
         self.ddp_steps = int(ddp_steps)
         self.non_finite = non_finite
         self.on_tick: list[Callable[[dict[str, float]], None]] = []  # told the facts of each tick, on every worker
-        self.seconds_of_training: Callable[[], float] = lambda: 0.0  # this worker's, for `agreed_seconds`
-        self.constraints: list[
-            Callable[[], None]
-        ] = []  # each puts the parameters right, in place, on all workers alike
         self._rounds = Rounds(self)
         self._agreed_model = AgreedModel(self._rounds)
         self._stop_agreed = False
@@ -110,11 +107,6 @@ class TickStrategy(WorkerStrategy):
     def next_tick(self) -> int:
         """The step after which it ends."""
         return self._rounds.round.end
-
-    @property
-    def agreed_seconds(self) -> float:
-        """The most `seconds_of_training` of any worker at the last tick."""
-        return self._rounds.known.elapsed
 
     def describe(self) -> str:
         parts = (self.clock, self.sync, self.wire, self.state_rule)
@@ -294,18 +286,6 @@ class TickStrategy(WorkerStrategy):
         super().begin_anew()
         self._rounds = Rounds(self)
         self._agreed_model = AgreedModel(self._rounds)
-
-    def everywhere(self, change: Callable[[], None]) -> None:
-        """`change`, which alters the module's tensors in place and is the same on all workers, is done to what this
-        worker has and to the anchor. No message."""
-        change()
-        if self._rounds.exchange is not None:
-            self._rounds.exchange.change_anchor(change)
-
-    def stop_together(self) -> None:
-        """Training ends after this step; every worker says so."""
-        assert self.lightning_module is not None
-        self._stop_agreed = self.lightning_module.trainer.should_stop = True
 
     # ---- the agreed model ----------------------------------------------------------------------------------------
 

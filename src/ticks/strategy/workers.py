@@ -78,14 +78,9 @@ class WorkerStrategy(LaunchedStrategy):
             files.set_random_state(self._worker_state["random"], self.root_device)
             self._worker_state = None
         self._heartbeat = Heartbeat(
-            self.global_rank,
-            self.world_size,
-            name=self._fit_name,
-            seconds=self.heartbeat_seconds,
-            hang_seconds=self.hang_seconds,
-            state=lambda: (self.step, self.ledger.waiting),
-            abort=self._abort,
-        )
+            self.global_rank, self.world_size, name=self._fit_name, seconds=self.heartbeat_seconds,
+            hang_seconds=self.hang_seconds, state=lambda: (self.step, self.ledger.waiting), abort=self._abort,
+        )  # fmt: skip
         self._heartbeat.start()
 
     def begin_anew(self) -> None:
