@@ -138,6 +138,9 @@ def resumed_job(run_dir: Path, overrides: list[str], mode: str = "fit") -> Job:
         print(f"resuming {run_dir} from {checkpoint or 'its start: no checkpoint was written yet'}", flush=True)
         if checkpoint is not None and checkpoint.name == "final.ckpt" and checkpoint != border:
             print("it had finished: it is measured again, and trained on if trainer.max_steps is more now", flush=True)
+    if phases and checkpoint is not None:
+        _refuse_what_is_over(phases, overrides, checkpoint)
+        config.trainer.max_steps = sum(phase["config"]["trainer"]["max_steps"] for phase in phases.values())
     job = Job(
         mode,
         plain(config),
@@ -207,6 +210,17 @@ def _set_in_a_phase(phases: dict[str, Any], override: str, run_dir: Path) -> Non
         raise ConfigError(f"{override}: {run_dir} keeps it, the checkpoint holds it; start a new run")
     check_known(OmegaConf.create(phases[name]["config"]), within)
     _set_if_there(phases[name]["config"], within, OverridesParser.create().parse_override(override).value())
+
+
+def _refuse_what_is_over(phases: dict[str, Any], overrides: list[str], checkpoint: Path) -> None:
+    """ConfigError for a value of a phase that is not trained again."""
+    from ticks.phases import phase_of
+
+    said, names = phase_of(str(checkpoint)), list(phases)
+    over = names[: names.index(said["name"]) + (said["ended"] is not None)]
+    for override in overrides:
+        if override.startswith("phases.") and (name := override.split(".")[1]) in over:
+            raise ConfigError(f"{override}: phase {name} is over, {checkpoint} lies behind it")
 
 
 def _set_if_there(config: dict[str, Any], key: str, value: Any) -> None:

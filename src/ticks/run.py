@@ -258,12 +258,13 @@ class Run:
         return contract.evaluated((self.made.record.last_val or (0, {}))[1], "val")
 
     def _first_validation(self) -> dict[str, float]:
-        """A resumed run's validation before its first step, from its record."""
+        """A resumed run's validation before its first step, or its last phase's, from its record."""
+        first: dict[str, float] = {}
         for row in self.made.record.file.rows():
             said = {key: value for key, value in row.items() if value}
-            if row["step"] == "0" and (found := contract.evaluated(_numbers(said), "val")):
-                return found
-        return {}
+            if row["step"] == str(self.made.phase.begin):
+                first = contract.evaluated(_numbers(said), "val") or first
+        return first
 
     # ---- summary
 

@@ -168,10 +168,10 @@ def test_the_list_is_printed_without_training(tmp_path: Path) -> None:
                                "phases.pretrain.trainer.max_steps=200", program="ticks")  # fmt: skip
     assert code == 0, output
     assert output.splitlines()[-6:] == [
-        "phase pretrain: steps 1 to 200",
+        "phase pretrain: steps 1 to 200, counted from 1 here:",
         "  tenth: from step 101 to 150: LrFactor(start=1.0, end=0.1)",
         "  hundredth: from step 151: LrFactor(start=1.0, end=0.01)",
-        "phase finetune: steps 201 to 350",
+        "phase finetune: steps 201 to 350, counted from 1 here:",
         "  tenth: from step 76 to 112: LrFactor(start=1.0, end=0.1)",
         "  hundredth: from step 113: LrFactor(start=1.0, end=0.01)",
     ]

@@ -185,6 +185,7 @@ def test_a_run_goes_on_with_another_value_of_one_phase(whole: Path, tmp_path: Pa
         ("phases.third.trainer.max_steps=9", "its phases are first, second"),
         ("trainer.max_steps=9", "say of which phase, phases.first.trainer.max_steps=9"),
         ("phases.second.trainer.steps=9", "unknown key 'trainer.steps'"),
+        ("phases.first.trainer.max_steps=9", "phase first is over"),
     ):
         code, output = run_command(tmp_path, f"resume={run}", wrong)
         assert (code, message in output) == (2, True), output
@@ -247,6 +248,12 @@ def test_the_runs_own_is_taken_from_outside_and_phases_have_an_order(tmp_path: P
     for config_of_phase, _ in compose_phases(config, typed, configs).values():
         assert config_of_phase.strategy == config.strategy
         assert config_of_phase.callbacks == config.callbacks
+    typed += ["debug=fast", "+phases.b.trainer.max_steps=77", "trainer.max_steps=9"]
+    config = compose_strictly(typed, configs)
+    found = compose_phases(config, typed, configs)
+    assert [of_phase.trainer.max_steps for of_phase, _ in found.values()] == [9, 77], "of one phase alone counts first"
+    typed = typed[:3]
+    config = compose_strictly(typed, configs)
     other = compose_strictly([*typed[:2], "phases={b:{model:rms},a:{experiment:pretrain_bbc}}"], configs)
     assert digest(config) != digest(other)
 

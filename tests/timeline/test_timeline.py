@@ -334,6 +334,16 @@ def test_a_timeline_that_is_new_does_nothing_of_what_is_over(tmp_path: Path) -> 
     assert calls == [7]
 
 
+def test_what_never_came_is_said_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entries = {"late": {"at": ["1h", 3], "do": Evaluate()}, "slow": {"from": 4, "ramp": 8, "do": LrFactor(end=0.0)},
+               "done": {"ramp": 8, "do": Dropout(end=0.0)}}  # fmt: skip
+    train(entries, tmp_path)
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "note: timeline: late never came: the end was before 1h",
+        "note: timeline: slow ended at 50% of its ramp",
+    ]
+
+
 def test_a_clock_does_not_go_backwards(tmp_path: Path) -> None:
     timeline = Timeline({})
     timeline.load_state_dict({"done": {"steps": 4.0, "seconds": 60.5}, "seconds": 59.4, "ticks_before": 0,

@@ -1,7 +1,8 @@
 """Usage: ticks timeline [KEY=VALUE ...]
 
 What happens when in a run with this configuration, in its order and phase by
-phase, without training: python train.py with the same words would do it.
+phase, without training: python train.py with the same words would do it, and
+checks what needs the model or the data (patterns, sizes) as well.
 
   KEY=VALUE   as behind train.py; timeline=[A,B] chooses entries
 
@@ -28,8 +29,12 @@ def main(arguments: list[str]) -> None:
     begin = 0
     for name, (of_phase, _) in phases.items():
         of_phase.run_dir = config.run_dir
-        print(f"phase {name}: steps {begin + 1} to {begin + of_phase.trainer.max_steps}")
-        for line in planned(of_phase):
+        print(f"phase {name}: steps {begin + 1} to {begin + of_phase.trainer.max_steps}, counted from 1 here:")
+        try:
+            lines = planned(of_phase)
+        except ConfigError as error:
+            raise ConfigError(f"phases.{name}: {error}") from None
+        for line in lines:
             print(f"  {line}")
         begin += of_phase.trainer.max_steps
     for line in () if phases else planned(config) or [NOTHING]:

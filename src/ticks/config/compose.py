@@ -237,7 +237,10 @@ def _explain(error: Exception, parsed: Sequence[Override], config_dir: Path) -> 
                 )
             hint = f": it is {MOVED[key]} now" if key in MOVED else _valid_siblings(key, parsed, config_dir)
             more = f"; another argument of Lightning's Trainer is added with a +: +{override.input_line}"
-            return f"unknown key '{key}' (value {override.value()!r}){hint}{more if key.startswith('trainer.') else ''}"
+            if key.startswith("timeline."):
+                more = f"; another entry, or key of one, is added with a +: +{override.input_line}"
+            shown = more if key.startswith(("trainer.", "timeline.")) else ""
+            return f"unknown key '{key}' (value {override.value()!r}){hint}{shown}"
     return first
 
 

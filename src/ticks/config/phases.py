@@ -44,7 +44,7 @@ def compose_phases(
         if not isinstance(own, dict):
             raise ConfigError(f"phases.{name}={own} must be what is another there: {{model: rms}}, or null")
         try:
-            found[str(name)] = _phase(config, own, typed, config_dir)
+            found[str(name)] = _phase(config, str(name), own, typed, config_dir)
         except ConfigError as error:
             raise ConfigError(f"phases.{name}: {error}") from None
     if said and not found:
@@ -53,18 +53,21 @@ def compose_phases(
 
 
 def _phase(
-    base: DictConfig, own: Mapping[str, Any], typed: Sequence[str], config_dir: Path
+    base: DictConfig, name: str, own: Mapping[str, Any], typed: Sequence[str], config_dir: Path
 ) -> tuple[DictConfig, dict[str, str]]:
     mine = dict(_flat(own))
     if theirs := [key for key in mine if key.partition(".")[0] in OF_THE_RUN]:
         raise ConfigError(f"{theirs[0]}={mine[theirs[0]]} is the whole run's, set it outside of phases")
+    prefix = f"phases.{name}."
+    strongest = {o.key_or_group.removeprefix(prefix) for o in parse(typed) if o.key_or_group.startswith(prefix)}
     kept = [o for o in parse(typed) if o.key_or_group.partition(".")[0] not in NOT_TYPED]
+    kept = [o for o in kept if o.key_or_group not in strongest]
     kept = [o for o in kept if not (o.key_or_group == "experiment" and "experiment" in mine)]
     debug = next((config_dir / "debug" / f"{o.value()}.yaml" for o in kept if o.key_or_group == "debug"), None)
     before = {o.key_or_group for o in kept}
     if debug is not None and debug.is_file():
         before |= {key for key, _ in _flat(OmegaConf.to_container(OmegaConf.load(debug)))}  # type: ignore[arg-type]
-    mine = {key: value for key, value in mine.items() if key not in before}
+    mine = {key: value for key, value in mine.items() if key not in before or key in strongest}
     said = [f"{'++' * key.startswith(EXTENSIBLE)}{key}={_text(value)}" for key, value in mine.items()]
     groups = [o for o in kept if o in of_groups(kept, config_dir) or o.key_or_group in ("experiment", "debug")]
     plain, _ = composed([*said, *(str(o.input_line) for o in groups)], config_dir)

@@ -174,13 +174,14 @@ def happenings(axes: Any, runs: Sequence[Run], x: str) -> None:
         end = phases[i + 1][0] if i + 1 < len(phases) else last
         axes.axvspan(at, end, color=GREY, alpha=0.12 if i % 2 else 0.04, linewidth=0, zorder=0)
         _at_top(axes, at, name.removeprefix(PHASE))
+    told: list[float] = []  # where a name stands
     for _, name, at in marks:
         if not name.startswith(PHASE):
             axes.axvline(at, color=GREY, linestyle="--", linewidth=0.8, zorder=0)
             if name not in often:
-                _at_top(axes, at, name, rotation=90)
+                _at_bottom(axes, at, name, told)
     for name in sorted(often):
-        _at_top(axes, next(at for _, other, at in marks if other == name), name, rotation=90)
+        _at_bottom(axes, next(at for _, other, at in marks if other == name), name, told)
 
 
 def borders(runs: Sequence[Run], x: str) -> list[float]:
@@ -198,10 +199,21 @@ def _parts(points: Points, cuts: Sequence[float]) -> list[Points]:
     return parts
 
 
-def _at_top(axes: Any, at: float, text: str, *, rotation: int = 0) -> None:
+def _at_top(axes: Any, at: float, text: str) -> None:
     axes.annotate(
-        text, (at, 1.0), (3, -3), xycoords=axes.get_xaxis_transform(), textcoords="offset points", rotation=rotation,
-        ha="left", va="top", fontsize=7, color=DARK,
+        text, (at, 1.0), (3, -3), xycoords=axes.get_xaxis_transform(), textcoords="offset points", ha="left", va="top",
+        fontsize=7, color=DARK,
+    )  # fmt: skip
+
+
+def _at_bottom(axes: Any, at: float, text: str, told: list[float]) -> None:
+    """Upright, and further up where one stands there already."""
+    near = 0.04 * (axes.dataLim.x1 - axes.dataLim.x0)
+    height = 0.35 * sum(abs(at - other) < near for other in told)
+    told.append(at)
+    axes.annotate(
+        text, (at, height), (3, 3), xycoords=axes.get_xaxis_transform(), textcoords="offset points", rotation=90,
+        ha="left", va="bottom", fontsize=7, color=DARK,
     )  # fmt: skip
 
 
@@ -236,7 +248,10 @@ def label_of(found: Group) -> str:
         if value is None:
             continue
         parts.append(f"{last} {shown(value)}" if isinstance(value, int | float) else shown(value))
-    return ", ".join(parts) or "all runs"
+    if not parts and found.values:  # what others say, and these do not
+        parts = [f"no {key.rpartition('.')[2].rpartition('/')[2]}" for key in found.values]
+    alone = found.runs[0].directory.name if len(found.runs) == 1 else "all runs"
+    return ", ".join(parts) or alone
 
 
 # ---- a measure against a setting -------------------------------------------------------------------------------------

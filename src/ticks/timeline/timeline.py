@@ -241,6 +241,18 @@ class Timeline(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seconds, self._since = self.seconds(), None
+        for line in self.never(self._last_step) if trainer.is_global_zero else ():
+            print(f"note: timeline: {line}", flush=True)
+
+    def never(self, step: int) -> list[str]:
+        """What had not come when training ended behind this step: moments that nobody could know beforehand, ramps."""
+        lines = []
+        for one in self.entries:
+            if late := [m.said for m in one.at if m.kind != "steps" and m.n > self._done.get(m.kind, 0.0)]:
+                lines.append(f"{one.name} never came: the end was before {', '.join(late)}")
+            if isinstance(one.do, Setting) and one.begin + one.ramp > step and one.holds(step):
+                lines.append(f"{one.name} ended at {one.share(step):.0%} of its ramp")
+        return lines
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._seconds, self._since = self.seconds(), None
