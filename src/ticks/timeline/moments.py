@@ -10,7 +10,7 @@ Everything counts what is over: a setting that holds from 100 on is that of step
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -192,6 +192,18 @@ def _step(name: str, key: str, said: Any, total_steps: float) -> float:
             f"{name}.{key}", said, "must be a number of steps or a share of them: it is known beforehand"
         )
     return found.n
+
+
+def never(entries: Iterable[Entry], done: Mapping[str, float], step: int) -> list[str]:
+    """What had not come when training ended behind this step, so much of each kind being `done`: moments that nobody
+    could know beforehand, ends of ramps."""
+    lines = []
+    for one in entries:
+        if late := [m.said for m in one.at if m.kind != "steps" and m.n > done.get(m.kind, 0.0)]:
+            lines.append(f"{one.name} never came: the end was before {', '.join(late)}")
+        if isinstance(one.do, Setting) and one.begin + one.ramp > step and one.holds(step):
+            lines.append(f"{one.name} ended at {one.share(step):.0%} of its ramp")
+    return lines
 
 
 class Track:

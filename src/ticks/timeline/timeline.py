@@ -21,7 +21,7 @@ from ticks.arguments import ArgumentError
 from ticks.strategy.lightning import validate_now
 from ticks.timeline.action import Event, Setting, Stage
 from ticks.timeline.events import Evaluate
-from ticks.timeline.moments import Entry, Track, entry
+from ticks.timeline.moments import Entry, Track, entry, never
 from ticks.timeline.settings import Augmentation, BatchSize, Interval, LrFactor, Timed
 
 OF_DATA = (BatchSize, Augmentation)  # settings that data say of each step, before it comes
@@ -35,6 +35,21 @@ def _of(one: Entry) -> Iterator[None]:
         yield
     except ArgumentError as error:
         raise ArgumentError(f"{one.name}.do.{error.argument}", error.value, error.valid) from None
+
+
+def tracks_of(entries: Sequence[Entry], stage: Stage) -> list[Track]:
+    """A value over the steps for each target of the settings among them."""
+    by_target: dict[str, list[Entry]] = {}
+    for one in entries:
+        if isinstance(one.do, Setting):
+            with _of(one):
+                targets = one.do.targets(stage)
+            for target in targets:
+                by_target.setdefault(target, []).append(one)
+    tracks = [Track(target, entries) for target, entries in by_target.items()]
+    for track in tracks:
+        track.check()
+    return tracks
 
 
 class Timeline(Callback):
@@ -73,7 +88,7 @@ class Timeline(Callback):
 
     def check(self, stage: Stage) -> None:
         """ArgumentError for settings that find nothing to set, or contradict each other. Optimizers must be there."""
-        self.tracks = self._tracks(self.entries, stage)
+        self.tracks = tracks_of(self.entries, stage)
         for one in self.events():
             with _of(one):
                 one.do.check(stage)  # type: ignore[attr-defined]
@@ -81,25 +96,11 @@ class Timeline(Callback):
             name = self.events("ticks")[0].name
             raise ArgumentError(name, "ticks", f"are not there: {type(stage.trainer.strategy).__name__} has none")
 
-    def _tracks(self, entries: Sequence[Entry], stage: Stage) -> list[Track]:
-        """A value over the steps for each target of the settings among them."""
-        by_target: dict[str, list[Entry]] = {}
-        for one in entries:
-            if isinstance(one.do, Setting):
-                with _of(one):
-                    targets = one.do.targets(stage)
-                for target in targets:
-                    by_target.setdefault(target, []).append(one)
-        tracks = [Track(target, entries) for target, entries in by_target.items()]
-        for track in tracks:
-            track.check()
-        return tracks
-
     def dress(self, module: Any, step: int, total_steps: float) -> None:
         """Let a model compute what it does behind so many steps of such a run."""
         entries = [one for one in self.plan(total_steps) if isinstance(one.do, Setting) and one.do.of_model]
         stage = Stage(None, module, begin=self.begin)
-        for track in self._tracks(entries, stage):
+        for track in tracks_of(entries, stage):
             track.set(stage, max(1, step))
 
     def what_trains(self, stage: Stage, total_steps: float) -> Iterator[tuple[int, list[str]]]:
@@ -134,7 +135,7 @@ class Timeline(Callback):
         self.plan(trainer.max_steps - self.begin if trainer.max_steps > 0 else math.inf)
         at = Stage(trainer, pl_module, begin=self.begin)
         entries = [one for one in self.entries if isinstance(one.do, OF_DATA)]
-        for track in self._tracks(entries, at):
+        for track in tracks_of(entries, at):
             self._hand_over(track, at)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -241,18 +242,8 @@ class Timeline(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seconds, self._since = self.seconds(), None
-        for line in self.never(self._last_step) if trainer.is_global_zero else ():
+        for line in never(self.entries, self._done, self._last_step) if trainer.is_global_zero else ():
             print(f"note: timeline: {line}", flush=True)
-
-    def never(self, step: int) -> list[str]:
-        """What had not come when training ended behind this step: moments that nobody could know beforehand, ramps."""
-        lines = []
-        for one in self.entries:
-            if late := [m.said for m in one.at if m.kind != "steps" and m.n > self._done.get(m.kind, 0.0)]:
-                lines.append(f"{one.name} never came: the end was before {', '.join(late)}")
-            if isinstance(one.do, Setting) and one.begin + one.ramp > step and one.holds(step):
-                lines.append(f"{one.name} ended at {one.share(step):.0%} of its ramp")
-        return lines
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._seconds, self._since = self.seconds(), None
