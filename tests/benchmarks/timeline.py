@@ -6,6 +6,7 @@ The hooks are timed in the run itself: two whole runs differ by more than what i
 """
 
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -95,7 +96,12 @@ def measure(entries: Any, steps: int) -> tuple[float, float]:
     seed_everything(0, verbose=False)
     timeline = Timed(entries)
     data = DataLoader(torch.randint(256, (64 * steps, 65)), batch_size=32)  # type: ignore[arg-type]
-    silent: Any = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    silent: Any = {
+        "default_root_dir": tempfile.gettempdir(),
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+    }
     trainer = Trainer(
         callbacks=[timeline, Ends(steps)], strategy=TickStrategy(interval=8), accelerator="cpu", devices=1,
         max_steps=2 * FAR, max_epochs=-1, enable_model_summary=False, **silent,
