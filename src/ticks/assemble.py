@@ -288,7 +288,7 @@ def assemble(job: Job, me: Identity, worker_command: list[str]) -> Assembled:
     _check_strategy(strategy, trainer, made.task, fitting=fitting)
     if fitting:
         _check_timeline(timeline, trainer, made, phase)
-    elif job.checkpoint is not None:
+    elif job.checkpoint is not None and config.get("timeline"):
         _dress(made.task, config, torch.load(job.checkpoint, map_location="cpu", mmap=True, weights_only=True))
     if config.get("gap") and phase.is_last:
         _check_gap(made.data)

@@ -330,8 +330,16 @@ def test_a_timeline_that_is_new_does_nothing_of_what_is_over(tmp_path: Path) -> 
     torch.save(checkpoint, file)
     calls: list[int] = []
     call = Run(lambda trainer, module: calls.append(trainer.global_step))
-    train({"a": {"at": [2, 7], "do": call}}, tmp_path, resume=file)
+    entries = {
+        "a": {"at": [2, 7], "do": call},
+        "end": {"at": 3, "do": Stop()},
+        "cut": {"at": 3, "do": Prune(share=0.5)},
+    }
+    _, module, _ = train(entries, tmp_path, resume=file)
     assert calls == [7]
+    assert bool(module.last.weight.all()), "nothing was pruned"
+    train({"a": {"at": [2, 7], "do": call}, **entries}, tmp_path, resume=checkpoint_of({}, tmp_path / "b", 5))
+    assert calls == [7, 7], "nor where there was a timeline without it"
 
 
 def test_what_never_came_is_said_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -615,9 +623,10 @@ def pruned(strategy: str, home: Path) -> dict[str, Any]:
     entries["count"] = {"every": 1, "do": counts}
     _, module, _ = train(entries, home, steps=9, strategy=STRATEGIES[strategy](), devices=2)
     (file,) = (home / "kept").glob("*.ckpt")
-    _, again, _ = train(entries, home, steps=9, strategy=STRATEGIES[strategy](), devices=2, resume=file)
+    _, again, end = train(entries, home, steps=9, strategy=STRATEGIES[strategy](), devices=2, resume=file)
     return {"zeros": zeros, "end": [p.detach().clone() for p in module.parameters()],
-            "again": [p.detach().clone() for p in again.parameters()]}  # fmt: skip
+            "again": [p.detach().clone() for p in again.parameters()],
+            "known": next(c for c in end.callbacks if isinstance(c, Timeline)).state_dict()["events"]}  # fmt: skip
 
 
 @pytest.mark.workers
@@ -627,6 +636,7 @@ def test_all_workers_prune_the_same_and_it_stays(strategy: str, tmp_path: Path) 
     assert all(torch.equal(a, b) for a, b in zip(one["end"], other["end"], strict=True))
     for worker in (one, other):
         half, more = 18, 27  # of 36
+        assert set(worker["known"]) == {"half", "more"}, "for a checkpoint of the trained model"
         assert worker["zeros"][:9] == [0, 0, *[half] * 3, *[more] * 4]
         assert sum(int((p == 0).sum()) for p in (worker["end"][0], worker["end"][4])) == more, "to the end"
         assert all(torch.equal(a, b) for a, b in zip(worker["end"], worker["again"], strict=True))

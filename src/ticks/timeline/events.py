@@ -104,7 +104,7 @@ class Prune(Event):
 
     def state(self) -> dict[str, Any]:
         """Which weights stay, eight of them in a byte."""
-        if self._zero is None:
+        if not self._maps:
             return {}
         return {"kept": [torch.from_numpy(np.packbits(mask_of(one).cpu().numpy())) for one in self._maps]}
 

@@ -188,6 +188,8 @@ class Timeline(Callback):
         for one in self.events():
             if one.name in waiting:
                 self._behind_evaluation.append(one)
+            elif one.name not in kept.get("entries", []):
+                continue  # it is new in a run that goes on: what lies behind it does not happen
             elif any(one.due(kind, -1.0, over) for kind, over in self._done.items()):  # type: ignore[arg-type]
                 one.do.happened(stage, kept.get("events", {}).get(one.name, {}))  # type: ignore[attr-defined]
         if kept.get("asked"):
@@ -333,7 +335,7 @@ class Timeline(Callback):
         waiting = [one.name for one in self._behind_evaluation]
         known = {one.name: state for one in self.events() if (state := one.do.state())}  # type: ignore[attr-defined]
         kept = {"done": dict(self._done), "seconds": self.seconds(), "ticks_before": self._ticks_before}
-        return kept | {"waiting": waiting, "asked": self._asked, "events": known}
+        return kept | {"waiting": waiting, "asked": self._asked, "events": known, "entries": list(self.said)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._done, self._ticks_before = dict(state_dict["done"]), state_dict["ticks_before"]
