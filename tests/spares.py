@@ -5,6 +5,7 @@ made before the command begins, and waits. What the command starts becomes one: 
 environment, directory and session as a new one is, and nothing else of what the command has done.
 """
 
+import atexit
 import ctypes
 import multiprocessing as mp
 import os
@@ -46,7 +47,9 @@ def run_python(arguments: Sequence[str]) -> None:
 
 
 def leave(run: Callable[[], object]) -> None:
-    """`run`, then out of this process as Python leaves: with its exit code, or 1 and a stack trace."""
+    """`run`, then out of this process as Python leaves: with its exit code, or 1 and a stack trace, and what is done
+    at exit, without what the test session has to do there."""
+    atexit._clear()
     code = 0
     try:
         run()
@@ -55,6 +58,7 @@ def leave(run: Callable[[], object]) -> None:
     except BaseException:
         traceback.print_exc()
         code = 1
+    atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
