@@ -32,7 +32,7 @@ from ticks.config import (
     leave_out,
     with_home_directory,
 )
-from ticks.config.hydra import config_folders, flags
+from ticks.config.hydra import as_hydra_would, config_folders, flags
 from ticks.job import Job, planned_job, resumed_job
 from ticks.run_directory import check_here, discard_if_empty
 from ticks.session import USER_MISTAKE, die, run
@@ -86,7 +86,10 @@ def _main(arguments: list[str], config_dir: Path) -> None:
             if many:
                 known = check_sweep(asked.overrides, config_dir)
             else:
-                compose_strictly(asked.overrides, config_dir, place="hydra.run.dir")
+                config = compose_strictly(asked.overrides, config_dir, place="hydra.run.dir", keep=True)
+                if asked.overrides == arguments and (own := as_hydra_would(config)) is not None:
+                    _do(planned_job(own))
+                    return
     except ConfigError as error:
         die(error)
     start = hydra.main(version_base="1.3", config_path=str(config_dir.resolve()), config_name="train")(_hydra_job)

@@ -36,15 +36,18 @@ HYDRA_GROUPS = (
 OVERLAYS = ("experiment", "debug")  # groups whose files may change existing keys but not add any
 
 
-def compose_strictly(overrides: Sequence[str], config_dir: Path, *, place: str | None = None) -> DictConfig:
+def compose_strictly(
+    overrides: Sequence[str], config_dir: Path, *, place: str | None = None, keep: bool = False
+) -> DictConfig:
     """The configuration that `overrides` compose, its keys checked. ConfigError for any mistake in them.
 
-    `place` is the key of the directory that Hydra will make, which must be possible.
+    `place` is the key of the directory that Hydra will make, which must be possible; what is said of Hydra itself, the
+    key `hydra`, stays in it only if it is to `keep`.
     """
     config = _compose_checked(overrides, config_dir)
     if place and (directory := OmegaConf.select(config, place)):
         check_place(str(directory), place)
-    return _without_hydra(config)
+    return config if keep else _without_hydra(config)
 
 
 def composed(overrides: Sequence[str], config_dir: Path) -> tuple[DictConfig, dict[str, str]]:

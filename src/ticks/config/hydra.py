@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser
 from pathlib import Path
+from typing import Any
 
 from hydra import initialize_config_dir
 from hydra._internal.utils import get_args_parser
@@ -9,6 +10,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict, read_write
 
 from ticks.config.messages import ConfigError
 
@@ -40,3 +43,20 @@ def in_hydra(config_dir: Path) -> initialize_config_dir:
     """A block in which `compose` finds the files of `config_dir`."""
     GlobalHydra.instance().clear()
     return initialize_config_dir(str(config_dir.resolve()), version_base="1.3")
+
+
+def as_hydra_would(config: DictConfig) -> DictConfig | None:
+    """What hydra.main would give a single run that was composed with what is said of Hydra itself, and what Hydra then
+    knows of it; None if Hydra would do more than that: it composes all of it twice again."""
+    said: Any = config.hydra
+    job, choices = said.job, said.runtime.choices
+    if said.callbacks or job.chdir or job.env_set or said.verbose or said.output_subdir is not None:
+        return None
+    if Path(said.run.dir) != Path() or said.mode or choices["hydra/job_logging"] != "none":
+        return None
+    with read_write(config), open_dict(config):
+        said.runtime.output_dir, said.mode = str(Path.cwd()), RunMode.RUN
+        HydraConfig.instance().set_config(config)
+        own = config.copy()
+        del own["hydra"]
+    return own
