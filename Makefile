@@ -15,7 +15,7 @@ train: .venv/ready ## run the main job; overrides: make train ARGS="model=rms st
 	$(BIN)/python train.py model=ln_ticks trainer.devices=4 $(ARGS)
 
 test: .venv/ready ## run every test, on two processors
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 setup: .venv/ready ## create .venv and install the pinned dependencies
 

@@ -40,14 +40,19 @@ NAME = MetricsFile.__module__.partition(".")[0]  # the package's, which a fork c
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Prepared corpora of the whole session lie in one temporary place."""
-    os.environ["TICKS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    """Prepared corpora of the whole session, of all the processes it is divided among, lie in one temporary place."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    root.mkdir(exist_ok=True)
+    os.environ["TICKS_CACHE"] = str(root)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         marks.mark(item)
+    slow = {item.path for item in items if item.get_closest_marker("workers")}
+    items.sort(key=lambda item: item.path not in slow)  # files of quick tests last: all processors end together
 
 
 @pytest.hookimpl(wrapper=True)

@@ -117,8 +117,8 @@ def test_the_commands_about_sweeps_are_understood(monkeypatch: pytest.MonkeyPatc
     text = SWEEPS.replace("\\\n", " ")
     sweeps = [line for line in re.findall(rf"^{NAME} sweep (.*)$", text, flags=re.MULTILINE) if "FILE" not in line]
     assert len(sweeps) >= 2
-    for line in sweeps:
-        sweep_command([*shlex.split(line.partition("#")[0])[:2], "dry=true"])
+    for file, logger in dict.fromkeys(tuple(shlex.split(line.partition("#")[0])[:2]) for line in sweeps):
+        sweep_command([file, logger, "dry=true"])
     assert "18 jobs in logs/sweeps/intervals_x_norms" in capsys.readouterr().out
     multiruns = re.findall(r"^python train\.py -m (.*)$", text, flags=re.MULTILINE)
     assert len(multiruns) == 2

@@ -173,7 +173,7 @@ def test_a_process_that_was_stopped_itself_does_not_take_others_for_hanging(monk
 # rounds of 32 steps, stopped in the middle of one
 RESUMED = ("debug=fast", "model.dropout=0.1", "strategy.clock.interval=32", "test=false", "task.sample_bytes=0",
            "trainer.limit_val_batches=1", "trainer.val_check_interval=100",
-           "callbacks.checkpoint.every_n_train_steps=40", "trainer.max_steps=200")  # fmt: skip
+           "callbacks.checkpoint.every_n_train_steps=40", "trainer.max_steps=140")  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=[1, 2])

@@ -38,7 +38,7 @@ def same_model(a: Path, b: Path) -> bool:
 def two_workers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A finished run of two workers, and what it printed."""
     directory = tmp_path_factory.mktemp("two")
-    code, output = run_command(directory, *FAST, "model=ln_ticks", "trainer.devices=2", fresh=True)
+    code, output = run_command(directory, *FAST, "model=ln_ticks", "trainer.devices=2")
     assert code == 0, output
     return only_run(directory), output
 
