@@ -112,3 +112,25 @@ def test_differences_of_differences(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert any(line[:3] == ["rms", "16", "+0.05"] for line in lines), lines
     notes = [" ".join(line) for line in lines]
     assert any(note.startswith("how much the difference to strategy.clock.interval=1 is larger") for note in notes)
+
+
+def test_a_learning_rate_is_chosen_by_validation_and_told_by_other_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for model, losses in {"ln": (1.2, 1.0), "rms": (1.0, 1.1)}.items():
+        for lr, loss in zip((0.1, 0.2), losses, strict=True):
+            for seed in (0, 1):
+                run(tmp_path / f"{model}{lr}{seed}", seed=seed, measure="loss", better="lower",
+                    val_loss=loss + seed / 100, test_loss=10 * lr + seed, choices={"model": model},
+                    config={"optimizer": {"lr": lr}})  # fmt: skip
+    main([str(tmp_path), "best=optimizer.lr", "y=test_loss", "against=model=ln"])
+    shown = capsys.readouterr().out
+    rows = [line.split() for line in shown.splitlines()]
+    assert ["ln", "0.2", "2.5"] in [row[:3] for row in rows]
+    (rms,) = [row for row in rows if row[:3] == ["rms", "0.1", "1.5"]]
+    assert float(rms[6]) == -1.0, "seed by seed, at another learning rate"
+    assert "optimizer.lr: the best by val loss, of 2, chosen by the same runs" in shown
+    with pytest.raises(ConfigError, match=r"best=optimizer.lr: what one value was chosen of cannot be what x= is"):
+        main([str(tmp_path), "best=optimizer.lr", "x=optimizer.lr", "out=a.png"])
+    with pytest.raises(ConfigError, match=r"no run has 'optimizer.ls'"):
+        main([str(tmp_path), "best=optimizer.ls"])

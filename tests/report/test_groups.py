@@ -6,7 +6,7 @@ import pytest
 
 from tests.report.made import grid, run
 from ticks.config import ConfigError
-from ticks.report.groups import baseline_of, differing, group
+from ticks.report.groups import baseline_of, choose, differing, group
 from ticks.report.runs import load_runs
 
 
@@ -171,3 +171,38 @@ def test_a_baseline_that_is_not_there_is_refused(tmp_path: Path) -> None:
         baseline_of(groups, "model=ddp")
     with pytest.raises(ConfigError, match=r"told apart by model, strategy.clock.interval, not by optimizer"):
         baseline_of(groups, "optimizer=adamw")
+
+
+def swept(folder: Path, better: str = "lower", **values: list[float | None]) -> list:
+    """A run for each learning rate of each model, with seeds 0 and 1; None is one that failed."""
+    for model, losses in values.items():
+        for i, loss in enumerate(losses):
+            for seed in (0, 1):
+                said = {} if loss is not None or seed else {"status": "failed"}
+                run(folder / f"{model}-{i}-{seed}", seed=seed, measure="loss", better=better,
+                    val_loss=None if said else (loss or 0.5) + seed / 100, test_loss=i + seed / 10,
+                    choices={"model": model}, config={"optimizer": {"lr": 0.1 * 2**i}}, **said)  # fmt: skip
+    return load_runs([folder])
+
+
+def test_each_is_compared_at_the_best_of_a_key(tmp_path: Path) -> None:
+    groups = group(swept(tmp_path, ln=[2.0, 1.0, 1.5], rms=[1.7, 1.6, 1.5]))
+    assert len(groups) == 6
+    chosen, said = choose(groups, ["optimizer.lr"], "val_loss", "lower")
+    assert [(found.values, found.chosen) for found in chosen] == [
+        ({"model": "ln"}, {"optimizer.lr": 0.2}), ({"model": "rms"}, {"optimizer.lr": 0.4}),
+    ]  # fmt: skip
+    assert said == [
+        "optimizer.lr: the best by val loss, of 3, chosen by the same runs",
+        "model=rms: optimizer.lr=0.4 is the largest that was tried",
+    ]
+    chosen, _ = choose(groups, ["optimizer.lr"], "val_loss", "higher")
+    assert [found.chosen["optimizer.lr"] for found in chosen] == [0.1, 0.1]
+    find = baseline_of(chosen, "model=ln")
+    assert find(chosen[1]) is chosen[0], "though their learning rates differ"
+
+
+def test_what_failed_once_is_not_the_best(tmp_path: Path) -> None:
+    chosen, _ = choose(group(swept(tmp_path, ln=[2.0, None, 1.5])), ["optimizer.lr"], "val_loss", "lower")
+    assert chosen[0].chosen == {"optimizer.lr": 0.4}
+    assert len(chosen[0].of("val_loss")) == 2

@@ -1,5 +1,5 @@
 """Usage: ticks report RUNS ... [by=KEY ...] [y=MEASURE] [x=KEY]
-                    [against=KEY=VALUE] [out=FILE ...]
+                    [against=KEY=VALUE] [best=KEY] [out=FILE ...]
 
 What runs came to. Those that differ in nothing but their seed are one row:
 mean, 95% interval, how many, and how many have no result.
@@ -13,6 +13,9 @@ mean, 95% interval, how many, and how many have no result.
                      steps_per_second (default: what the runs are judged by)
   against=KEY=VALUE  differences to the runs that have it, paired by seed; a
                      second one: how much they differ from those there
+  best=KEY           of runs that differ in KEY alone only those of its best
+                     value, as best=optimizer.lr: by the validation measure
+                     that they are judged by, whatever y= is; KEY,KEY: of both
   x=KEY              what a figure is drawn against: step, seconds, tokens,
                      bytes_sent (curves); any setting; two, x=KEY,KEY (heat
                      map); bytes_sent_per_worker (what beats what)
@@ -32,13 +35,13 @@ from typing import Any
 
 from ticks.config import ConfigError, did_you_mean
 
-OPTIONS = ("by", "x", "y", "against", "out", "wandb")
+OPTIONS = ("by", "x", "y", "against", "best", "out", "wandb")
 TABLES = (".md", ".tex")
 
 
 def main(arguments: list[str]) -> None:
     from ticks.report.figures import check_x
-    from ticks.report.groups import group
+    from ticks.report.groups import choose, group
     from ticks.report.tables import table_of, table_of_changes
 
     options, places = read_options(arguments)
@@ -50,12 +53,19 @@ def main(arguments: list[str]) -> None:
             raise ConfigError(f"against={said}: it is KEY=VALUE, as against=strategy=ddp")
     if len(options["against"]) > 2:
         raise ConfigError(f"against={options['against'][2]}: there can be two against, no more")
-    groups = group(runs, keys, [said.partition("=")[0] for said in options["against"]])
+    best = [key for entry in options["best"] for key in entry.split(",")]
+    groups = group(runs, keys, [said.partition("=")[0] for said in options["against"]] + best)
+    notes: list[str] = []
+    if best:
+        groups, notes = choose(groups, best, *measure_of(runs, []))
     x = [key for entry in options["x"] for key in entry.split(",")]
+    if both := [key for key in x if key in best]:
+        raise ConfigError(f"best={both[0]}: what one value was chosen of cannot be what x= is")
     check_x(x, runs)
     if x and not any(kind_of(Path(out)) == "figure" for out in options["out"]):
         raise ConfigError(f"x={','.join(x)}: give out=FIGURE.png as well, where it is to be drawn")
     table = table_of(groups, measure, against=next(iter(options["against"]), None))
+    table.notes += notes
     table.show()
     tables = [table]
     if len(options["against"]) == 2:

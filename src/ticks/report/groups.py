@@ -1,7 +1,7 @@
 """Runs that differ in nothing but their seed belong together: which keys tell groups apart, and what each came to."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ticks.config import ConfigError, did_you_mean
@@ -19,6 +19,7 @@ class Group:
 
     values: dict[str, Any]
     runs: list[Run]
+    chosen: dict[str, Any] = field(default_factory=dict)  # what else they have in common, the best of several
 
     @property
     def name(self) -> str:
@@ -75,6 +76,42 @@ def group(runs: Sequence[Run], by: Sequence[str] = (), also: Sequence[str] = ())
                 f"by={','.join(by)}: runs of {found.name} differ in {', '.join(inner)} as well; add it, or choose fewer"
             )
     return [found for _, found in sorted(groups.items(), key=lambda item: _order(item[1]))]
+
+
+def choose(groups: Sequence[Group], keys: Sequence[str], measure: str, better: str) -> tuple[list[Group], list[str]]:
+    """Of groups that are alike in all but `keys` the best by the mean of `measure`, without these keys; and what a
+    reader has to know. One with runs that came to no result is chosen only if each has as many."""
+    alike: dict[tuple[str, ...], list[Group]] = {}
+    for found in groups:
+        rest = tuple(shown(value) for key, value in found.values.items() if key not in keys)
+        alike.setdefault(rest, []).append(found)
+
+    def worth(found: Group) -> tuple[int, float]:
+        values = list(found.of(measure).values())
+        mean = sum(values) / len(values) if values else float("inf")
+        return sum(found.failures(measure).values()), -mean if better == "higher" and values else mean
+
+    kept = [f"{', '.join(keys)}: the best by {measure.replace('_', ' ')}, of {{}}, chosen by the same runs"]
+    chosen = []
+    for several in alike.values():
+        best = min(several, key=worth)
+        others = {key: value for key, value in best.values.items() if key not in keys}
+        own = Group(others, best.runs, {key: best.values[key] for key in keys})
+        chosen.append(own)
+        kept += [f"{own.name}: {said}" for key in keys if (said := _at_the_edge(key, best, several))]
+    counts = sorted({len(several) for several in alike.values()})
+    kept[0] = kept[0].format(" or ".join(map(str, counts)))
+    return chosen, kept
+
+
+def _at_the_edge(key: str, best: Group, several: Sequence[Group]) -> str:
+    """What to know of a number that is the smallest or largest of at least three."""
+    values = [found.values[key] for found in several]
+    numbers = sorted({v for v in values if isinstance(v, int | float) and not isinstance(v, bool)})
+    if len(numbers) < 3 or best.values[key] not in (numbers[0], numbers[-1]):
+        return ""
+    which = "smallest" if best.values[key] == numbers[0] else "largest"
+    return f"{key}={shown(best.values[key])} is the {which} that was tried"
 
 
 def setting(run: Run, key: str) -> Any:

@@ -116,6 +116,7 @@ def table_of(groups: Sequence[Group], measure: str, *, against: str | None = Non
     the paired difference, its interval and p. ConfigError without scipy, where it is needed."""
     several = any(len(found.of(measure)) > 1 for found in groups)
     columns = [(key, [shown(found.values[key]) for found in groups]) for key in groups[0].values]
+    columns += [(key, [shown(found.chosen[key]) for found in groups]) for key in groups[0].chosen]
     if not several:
         columns.append(("run", [", ".join(run.directory.name for run in found.runs) for found in groups]))
     n_words = len(columns)
