@@ -337,6 +337,15 @@ def test_a_typo_inside_an_experiment_or_debug_file_is_found(
     assert message in messages(error)
 
 
+def test_what_files_say_now_counts_and_not_what_they_said_before(configs: Path) -> None:
+    (configs / "experiment" / "mine.yaml").write_text("# @package _global_\nmodel: {depth: 3}\n")
+    with pytest.raises(ConfigError, match=r"unknown key 'model\.depth'"):
+        composed("experiment=mine", configs=configs)
+    file = configs / "model" / "ln.yaml"
+    file.write_text(f"{file.read_text()}\ndepth: 2\n")
+    assert composed("experiment=mine", configs=configs).model.depth == 3
+
+
 def test_what_a_debug_file_says_of_other_data_is_left_out_unless_it_was_typed() -> None:
     config = composed("experiment=digits_vit", "debug=fast")
     assert "block_size" not in config.data

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,14 @@ def compose_strictly(
     return config if keep else _without_hydra(config)
 
 
-def composed(overrides: Sequence[str], config_dir: Path) -> tuple[DictConfig, dict[str, str]]:
-    """The same configuration, and the file that was chosen from each group."""
-    config = _compose_checked(overrides, config_dir)
+def composed(overrides: Sequence[str], config_dir: Path, *, check: bool = True) -> tuple[DictConfig, dict[str, str]]:
+    """The same configuration, and the file that was chosen from each group; its keys unchecked, if so asked."""
+    config = _compose_checked(overrides, config_dir, keys=check)
     choices = {group: str(choice) for group, choice in config.hydra.runtime.choices.items() if choice is not None}
     return _without_hydra(config), {group: choice for group, choice in choices.items() if not group.startswith("hydra")}
 
 
-def _compose_checked(overrides: Sequence[str], config_dir: Path) -> DictConfig:
+def _compose_checked(overrides: Sequence[str], config_dir: Path, *, keys: bool = True) -> DictConfig:
     """The same with what it says of Hydra itself."""
     parsed = parse(overrides)
     for override in parsed:
@@ -71,7 +72,11 @@ def _compose_checked(overrides: Sequence[str], config_dir: Path) -> DictConfig:
             leave_out(config, choices, config_dir, overrides)
             named = {group for group in OVERLAYS if choices.get(group)} | {o.key_or_group for o in parsed}
             overlaid = not named.isdisjoint(OVERLAYS)
-            base = compose("train", overrides=_without_overlays(parsed, choices, config_dir)) if overlaid else config
+            base = config
+            if overlaid and keys:
+                base = _base(
+                    tuple(_without_overlays(parsed, choices, config_dir)), config_dir.resolve(), _seen(config_dir)
+                )
     except yaml.YAMLError as error:
         raise ConfigError(f"a file cannot be read: {' '.join(str(error).split())}") from None
     except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -83,11 +88,25 @@ def _compose_checked(overrides: Sequence[str], config_dir: Path) -> DictConfig:
         raise ConfigError(f"cannot be set on the command line: one of {', '.join(overrides)} ({what})") from None
     for override in parsed:
         _refuse_a_value_for_a_group(override, parsed, config_dir)
+    if not keys:
+        return config
     added = {o.key_or_group for o in parsed if o.is_add()}
     own = _without_hydra(config.copy())
     check_keys(own, own if base is config else base, added)
     check_values(own)
     return config
+
+
+@lru_cache(maxsize=64)
+def _base(overrides: tuple[str, ...], config_dir: Path, seen: frozenset[Any]) -> DictConfig:
+    """What `overrides` compose, to be read only: jobs of a sweep and phases of a run have the same. `seen`: the files
+    as they were then."""
+    return compose("train", overrides=list(overrides))
+
+
+def _seen(config_dir: Path) -> frozenset[Any]:
+    """Which files there are, and when they were written."""
+    return frozenset((file, (about := file.stat()).st_mtime_ns, about.st_size) for file in config_dir.rglob("*.yaml"))
 
 
 def leave_out(config: DictConfig, choices: Mapping[str, Any], config_dir: Path, typed: Sequence[str]) -> None:

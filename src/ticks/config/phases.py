@@ -35,7 +35,8 @@ def compose_phases(
     said: Any = OmegaConf.to_container(config.get("phases") or OmegaConf.create({}), resolve=False)
     if not isinstance(said, dict):
         raise ConfigError(f"phases={said} must be names, each with what is another there: {{first: {{model: rms}}}}")
-    found = {}
+    found: dict[str, tuple[DictConfig, dict[str, str]]] = {}
+    defaults: dict[tuple[str, ...], DictConfig] = {}
     for name, own in said.items():
         if own is None:
             continue
@@ -44,7 +45,7 @@ def compose_phases(
         if not isinstance(own, dict):
             raise ConfigError(f"phases.{name}={own} must be what is another there: {{model: rms}}, or null")
         try:
-            found[str(name)] = _phase(config, str(name), own, typed, config_dir)
+            found[str(name)] = _phase(config, str(name), own, typed, config_dir, defaults)
         except ConfigError as error:
             raise ConfigError(f"phases.{name}: {error}") from None
     if said and not found:
@@ -53,8 +54,10 @@ def compose_phases(
 
 
 def _phase(
-    base: DictConfig, name: str, own: Mapping[str, Any], typed: Sequence[str], config_dir: Path
-) -> tuple[DictConfig, dict[str, str]]:
+    base: DictConfig, name: str, own: Mapping[str, Any], typed: Sequence[str], config_dir: Path,
+    defaults: dict[tuple[str, ...], DictConfig],
+) -> tuple[DictConfig, dict[str, str]]:  # fmt: skip
+    """Its configuration and choices. `defaults`: what typed values come to, which phases have in common."""
     mine = dict(_flat(own))
     if theirs := [key for key in mine if key.partition(".")[0] in OF_THE_RUN]:
         raise ConfigError(f"{theirs[0]}={mine[theirs[0]]} is the whole run's, set it outside of phases")
@@ -70,14 +73,16 @@ def _phase(
     mine = {key: value for key, value in mine.items() if key not in before or key in strongest}
     said = [f"{'++' * key.startswith(EXTENSIBLE)}{key}={_text(value)}" for key, value in mine.items()]
     groups = [o for o in kept if o in of_groups(kept, config_dir) or o.key_or_group in ("experiment", "debug")]
-    plain, _ = composed([*said, *(str(o.input_line) for o in groups)], config_dir)
+    plain, _ = composed([*said, *(str(o.input_line) for o in groups)], config_dir, check=False)
     values = [o for o in kept if o not in groups and (o.is_add() or _has(plain, o.key_or_group))]
     config, choices = composed([*said, *(str(o.input_line) for o in [*groups, *values])], config_dir)
     config.phases = None
     for key in OF_THE_RUN:
         config[key] = base.get(key)
-    default, _ = composed([str(o.input_line) for o in kept if o.key_or_group != "experiment"], config_dir)
-    _take_what_is_the_runs(config, base, default)
+    rest = tuple(str(o.input_line) for o in kept if o.key_or_group != "experiment")
+    if rest not in defaults:
+        defaults[rest], _ = composed(rest, config_dir, check=False)
+    _take_what_is_the_runs(config, base, defaults[rest])
     steps = config.trainer.max_steps
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ConfigError(f"trainer.max_steps={steps} must be a whole number of at least 1: a phase ends")
