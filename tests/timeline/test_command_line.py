@@ -175,6 +175,11 @@ def test_the_list_is_printed_without_training(tmp_path: Path) -> None:
         "  tenth: from step 76 to 112: LrFactor(start=1.0, end=0.1)",
         "  hundredth: from step 113: LrFactor(start=1.0, end=0.01)",
     ]
-    code, output = run_command(tmp_path, "timeline", program="ticks")
-    assert code == 2
-    assert "there is no configs/train.yaml here" in output
+    for arguments, message in (
+        ((), "there is no configs/train.yaml here"),
+        (("run=nowhere",), "'nowhere' is no run directory"),
+        (("run=nowhere", "model=rms"), "model=rms: run= has a configuration of its own"),
+    ):
+        code, output = run_command(tmp_path, "timeline", *arguments, program="ticks")
+        assert code == 2
+        assert message in output

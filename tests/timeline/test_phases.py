@@ -81,6 +81,12 @@ def test_a_phase_that_is_over_is_a_run_like_one_of_its_own(whole: Path, tmp_path
     code, output = run_command(whole.parents[2], "report", str(whole), program="ticks")
     assert code == 0, output
     assert "first" not in output, "the run is reported, not what it consists of"
+    code, output = run_command(whole.parents[2], "timeline", f"run={whole}", program="ticks")
+    assert (code, output.splitlines()) == (0, [
+        "phase first: steps 1 to 10, counted from 1 here:",
+        "phase second: steps 11 to 17, counted from 1 here:",
+        "  norm_warmup: from step 1, over 4 steps: NormGate(start=0.0, end=1.0, sites=['*'])",
+    ])  # fmt: skip
 
 
 @pytest.mark.workers
