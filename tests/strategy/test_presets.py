@@ -45,6 +45,7 @@ from ticks.strategy import (
 )
 from ticks.strategy.facts import FIELDS
 from ticks.strategy.wire import ring_bytes
+from ticks.timeline import Freeze, LrFactor, Timeline
 
 CONFIGS = REPOSITORY / "configs"
 PRESETS = sorted({file.stem for file in (CONFIGS / "strategy").glob("*.yaml")} - {"base"})
@@ -121,6 +122,7 @@ class Run:
     stops: tuple[int, ...] = (6,)
     options: dict[str, Any] = field(default_factory=dict)
     sick_step: int = 0
+    timeline: dict[str, Any] = field(default_factory=dict)
 
 
 NESTEROV = partial(torch.optim.SGD, lr=0.7, momentum=0.9, nesterov=True)
@@ -134,6 +136,18 @@ def ticks(**options: Any) -> Callable[[], TickStrategy]:
 
 # Every preset is stopped in the middle of its training; the others below where it is hard for them.
 OF_PRESETS = {name: Run(partial(built, name), stops=(11,)) for name in PRESETS}
+
+# ... and once more in a ramp, where what trains changes
+SETTINGS: dict[str, Any] = {
+    "slower": {"from": 9, "ramp": 4, "do": LrFactor(end=0.2)},
+    "frozen": {"from": 4, "until": 11, "do": Freeze(r"layers\.1\.bias")},
+}
+FACTORS = [1.0] * 9 + [0.8, 0.6, 0.4, 0.2, 0.2]  # by hand, of each step
+OF_DDP = {"slower": SETTINGS["slower"]}  # which refuses that another parameter trains
+TIMED = {
+    f"{name}, a timeline": Run(partial(built, name), (11,), timeline=OF_DDP if name == "ddp" else SETTINGS)
+    for name in PRESETS
+}
 
 OTHERS = {
     "error feedback of int4, outer": Run(ticks(sync=Outer(NESTEROV), wire=Int4())),
@@ -176,7 +190,20 @@ OF_FOUR = {
         ticks(sync=Hierarchical(Streaming(NESTEROV, delay=2), group_size=2, inner_interval=2), wire=Int8()), (6,)
     ),
 }
-RUNS = {(2, name): run for name, run in {**OF_PRESETS, **OTHERS}.items()} | {(4, n): run for n, run in OF_FOUR.items()}
+RUNS = {(2, name): run for name, run in {**OF_PRESETS, **TIMED, **OTHERS}.items()} | {
+    (4, n): run for n, run in OF_FOUR.items()
+}
+
+
+class Rates(pl.Callback):
+    """The learning rate that each step is made with, and whether it moves what is frozen."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, tuple[float, bool]] = {}
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+        trains = pl_module.net.layers[1].bias.requires_grad
+        self.seen[trainer.global_step + 1] = (optimizer.param_groups[0]["lr"], trains)
 
 
 class SaveAfter(pl.Callback):
@@ -200,12 +227,19 @@ def train(run: Run, n: int, *, saver: SaveAfter | None = None, resume: Path | No
     told: dict[int, dict[str, float]] = {}
     if isinstance(strategy, TickStrategy):
         strategy.on_tick.append(lambda metrics: told.update({strategy.step: metrics}))
-    callbacks = [snapshots, saver] if saver else [snapshots]
+    rates = Rates()
+    callbacks: list[Any] = [
+        snapshots,
+        rates,
+        *([saver] if saver else []),
+        *([Timeline(run.timeline)] if run.timeline else []),
+    ]
     trainer = trainer_for(strategy, n, steps=STEPS, callbacks=callbacks, **run.options)
     trainer.fit(toy, ckpt_path=resume)
     ledger = strategy.ledger
     return {
         "after": snapshots.after,
+        "rates": rates.seen,
         "buffers": [b.clone() for b in toy.buffers()],
         "told": {step: {k: v for k, v in of.items() if "second" not in k and "wait" not in k}
                  for step, of in told.items()},
@@ -256,10 +290,20 @@ def test_resuming_is_bit_exact(n: int, name: str, stop: int, resumed: dict[int, 
         whole, again = dict(outcomes[0]), dict(outcomes[stop])
         assert max(whole["after"]) == STEPS
         for run in (whole, again):
-            for key in ("after", "told"):
+            for key in ("after", "told", "rates"):
                 run[key] = {step: value for step, value in run[key].items() if step > stop}
         assert torch.isfinite(again["after"][STEPS]).all()
         assert_equal(again, whole, f"worker {worker}")
+
+
+@pytest.mark.parametrize("name", TIMED)
+def test_settings_are_what_the_timeline_says_in_every_step(name: str, resumed: dict[int, Cases]) -> None:
+    for outcomes in resumed[2][name]:
+        for run in outcomes.values():
+            assert run["rates"]
+            for step, (lr, trains) in run["rates"].items():
+                assert lr == pytest.approx(Layered().lr / (1 + 0.2 * (step - 1)) * FACTORS[step - 1])
+                assert trains == (not 4 < step <= 11 or "frozen" not in RUNS[2, name].timeline)
 
 
 def test_the_stops_are_where_it_is_hard(resumed: dict[int, Cases]) -> None:
