@@ -47,8 +47,8 @@ def run_python(arguments: Sequence[str]) -> None:
 
 
 def leave(run: Callable[[], object]) -> None:
-    """`run`, then out of this process as Python leaves: with its exit code, or 1 and a stack trace, and what is done
-    at exit, without what the test session has to do there."""
+    """`run`, then out of this process as Python leaves: with its exit code, or 1 and a stack trace, and with
+    what it asked to be done at exit; the test session's is not its own."""
     atexit._clear()
     code = 0
     try:

@@ -129,8 +129,15 @@ def test_a_learning_rate_is_chosen_by_validation_and_told_by_other_data(
     assert ["ln", "0.2", "2.5"] in [row[:3] for row in rows]
     (rms,) = [row for row in rows if row[:3] == ["rms", "0.1", "1.5"]]
     assert float(rms[6]) == -1.0, "seed by seed, at another learning rate"
-    assert "optimizer.lr: the best by val loss, of 2, chosen by the same runs" in shown
+    assert "optimizer.lr: the best by val loss, chosen by these runs; no interval and no p knows of the choice" in shown
     with pytest.raises(ConfigError, match=r"best=optimizer.lr: what one value was chosen of cannot be what x= is"):
         main([str(tmp_path), "best=optimizer.lr", "x=optimizer.lr", "out=a.png"])
-    with pytest.raises(ConfigError, match=r"no run has 'optimizer.ls'"):
-        main([str(tmp_path), "best=optimizer.ls"])
+    for wrong, message in (
+        ("optimizer.ls", "no run has 'optimizer.ls'"), ("seed", "best=seed must be a setting"),
+        ("val_loss", "best=val_loss must be a setting"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            main([str(tmp_path), f"best={wrong}"])
+    main([str(tmp_path), "best=optimizer.lr", "by=model", f"out={tmp_path}/runs.csv"])
+    main([f"{tmp_path}/runs.csv", "best=optimizer.lr", "y=test_loss"])
+    assert ["ln", "0.2", "2.5"] in [line.split()[:3] for line in capsys.readouterr().out.splitlines()]

@@ -343,6 +343,7 @@ def test_what_files_say_now_counts_and_not_what_they_said_before(configs: Path) 
         composed("experiment=mine", configs=configs)
     file = configs / "model" / "ln.yaml"
     file.write_text(f"{file.read_text()}\ndepth: 2\n")
+    (configs / "model" / ".#ln.yaml").symlink_to("nobody@nowhere.1")  # an editor's
     assert composed("experiment=mine", configs=configs).model.depth == 3
 
 

@@ -1,12 +1,13 @@
 """Which keys tell runs apart, what belongs together, what each is compared with."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.report.made import grid, run
 from ticks.config import ConfigError
-from ticks.report.groups import baseline_of, choose, differing, group
+from ticks.report.groups import Group, baseline_of, choose, differing, group
 from ticks.report.runs import load_runs
 
 
@@ -173,16 +174,25 @@ def test_a_baseline_that_is_not_there_is_refused(tmp_path: Path) -> None:
         baseline_of(groups, "optimizer=adamw")
 
 
-def swept(folder: Path, better: str = "lower", **values: list[float | None]) -> list:
-    """A run for each learning rate of each model, with seeds 0 and 1; None is one that failed."""
+def swept(folder: Path, **values: list[float | None]) -> list:
+    """A run for each learning rate of each model, with seeds 0 and 1; None is one whose first seed failed."""
     for model, losses in values.items():
         for i, loss in enumerate(losses):
             for seed in (0, 1):
-                said = {} if loss is not None or seed else {"status": "failed"}
-                run(folder / f"{model}-{i}-{seed}", seed=seed, measure="loss", better=better,
-                    val_loss=None if said else (loss or 0.5) + seed / 100, test_loss=i + seed / 10,
-                    choices={"model": model}, config={"optimizer": {"lr": 0.1 * 2**i}}, **said)  # fmt: skip
+                learnt(folder / f"{model}-{i}-{seed}", model, 0.1 * 2**i, seed, None if loss is None and not seed
+                       else (loss or 0.5) + seed / 100)  # fmt: skip
     return load_runs([folder])
+
+
+def learnt(place: Path, model: str, lr: float, seed: int, loss: float | None, **more: Any) -> None:
+    said = {"status": "failed"} if loss is None else {}
+    run(place, seed=seed, measure="loss", better="lower", val_loss=loss, choices={"model": model},
+        config={"optimizer": {"lr": lr}} | more, typed={"optimizer.lr": lr}, **said)  # fmt: skip
+
+
+def chosen_of(folder: Path, *keys: str, by: tuple[str, ...] = ()) -> tuple[list[Group], list[str]]:
+    best = keys or ("optimizer.lr",)
+    return choose(group(load_runs([folder]), by, best=best), best, "val_loss", "lower")
 
 
 def test_each_is_compared_at_the_best_of_a_key(tmp_path: Path) -> None:
@@ -192,17 +202,51 @@ def test_each_is_compared_at_the_best_of_a_key(tmp_path: Path) -> None:
     assert [(found.values, found.chosen) for found in chosen] == [
         ({"model": "ln"}, {"optimizer.lr": 0.2}), ({"model": "rms"}, {"optimizer.lr": 0.4}),
     ]  # fmt: skip
-    assert said == [
-        "optimizer.lr: the best by val loss, of 3, chosen by the same runs",
-        "model=rms: optimizer.lr=0.4 is the largest that was tried",
-    ]
-    chosen, _ = choose(groups, ["optimizer.lr"], "val_loss", "higher")
-    assert [found.chosen["optimizer.lr"] for found in chosen] == [0.1, 0.1]
+    assert said[1:] == ["model=ln: the best of 3",
+                        "model=rms: the best of 3; optimizer.lr=0.4 is the largest that was tried"]  # fmt: skip
+    downwards, _ = choose(groups, ["optimizer.lr"], "val_loss", "higher")
+    assert [found.chosen["optimizer.lr"] for found in downwards] == [0.1, 0.1]
     find = baseline_of(chosen, "model=ln")
     assert find(chosen[1]) is chosen[0], "though their learning rates differ"
 
 
-def test_what_failed_once_is_not_the_best(tmp_path: Path) -> None:
-    chosen, _ = choose(group(swept(tmp_path, ln=[2.0, None, 1.5])), ["optimizer.lr"], "val_loss", "lower")
-    assert chosen[0].chosen == {"optimizer.lr": 0.4}
-    assert len(chosen[0].of("val_loss")) == 2
+def test_what_failed_once_is_not_the_best_and_that_is_said(tmp_path: Path) -> None:
+    swept(tmp_path, ln=[2.0, None, 1.5])
+    (found,), said = chosen_of(tmp_path)
+    assert found.chosen == {"optimizer.lr": 0.4}
+    assert len(found.of("val_loss")) == 2
+    assert said[1].endswith("optimizer.lr=0.2 was better where it has a result, for 1 of 2 seeds")
+    learnt(tmp_path / "again", "ln", 0.2, 0, 0.5)  # what failed once, and then did not
+    assert chosen_of(tmp_path)[0][0].chosen == {"optimizer.lr": 0.2}
+
+
+def test_a_lucky_seed_alone_is_not_the_best(tmp_path: Path) -> None:
+    for seed, loss in enumerate((0.7, 0.72, 0.78)):
+        learnt(tmp_path / f"a{seed}", "ln", 0.1, seed, loss)
+    learnt(tmp_path / "b", "ln", 0.2, 0, 0.5)
+    assert chosen_of(tmp_path)[0][0].chosen == {"optimizer.lr": 0.1}
+
+
+def test_nothing_that_came_to_a_result_is_no_best(tmp_path: Path) -> None:
+    for lr in (0.1, 0.2):
+        learnt(tmp_path / str(lr), "ln", lr, 0, None)
+    assert chosen_of(tmp_path)[1][1] == "all runs: no run of 2 values came to a result"
+
+
+def test_methods_with_values_of_their_own_stay_apart(tmp_path: Path) -> None:
+    for model, lrs in {"adamw": (1e-4, 1e-3), "muon": (1e-2, 2e-2)}.items():
+        for lr in lrs:
+            learnt(tmp_path / f"{model}{lr}", model, lr, 0, lr)
+    chosen, _ = chosen_of(tmp_path)
+    assert [(found.values, found.chosen) for found in chosen] == [
+        ({"model": "adamw"}, {"optimizer.lr": 1e-4}), ({"model": "muon"}, {"optimizer.lr": 1e-2}),
+    ]  # fmt: skip
+
+
+def test_what_differs_with_it_is_not_chosen_beside_it(tmp_path: Path) -> None:
+    for lr in (0.1, 0.2):
+        learnt(tmp_path / str(lr), "ln", lr, 0, lr, schedule={"warmup": 100 * lr})
+    chosen, _ = chosen_of(tmp_path)
+    assert [found.values for found in chosen] == [{"schedule.warmup": 10.0}, {"schedule.warmup": 20.0}]
+    with pytest.raises(ConfigError, match=r"best=optimizer\.lr: .* differ in schedule\.warmup as well"):
+        chosen_of(tmp_path, by=("model",))

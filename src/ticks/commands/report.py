@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> None:
     if len(options["against"]) > 2:
         raise ConfigError(f"against={options['against'][2]}: there can be two against, no more")
     best = [key for entry in options["best"] for key in entry.split(",")]
-    groups = group(runs, keys, [said.partition("=")[0] for said in options["against"]] + best)
+    groups = group(runs, keys, [said.partition("=")[0] for said in options["against"]], best)
     notes: list[str] = []
     if best:
         groups, notes = choose(groups, best, *measure_of(runs, []))
@@ -75,7 +75,8 @@ def main(arguments: list[str]) -> None:
     if len(options["wandb"]) > 1 or (options["wandb"] and not options["out"]):
         raise ConfigError(f"wandb={options['wandb'][-1]}: one project, to which what out= names is uploaded")
     for out in options["out"]:
-        write(Path(os.path.expanduser(out)), tables, runs, groups, measure, better, keys, x, options["against"])
+        told = [*keys, *(key for key in best if keys and key not in keys)]
+        write(Path(os.path.expanduser(out)), tables, runs, groups, measure, better, told, x, options["against"])
         print(f"{kind_of(Path(out))} {out}")
     for project in options["wandb"]:
         from ticks.report.online import upload

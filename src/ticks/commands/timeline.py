@@ -50,6 +50,8 @@ def typed(arguments: list[str]) -> tuple[Any, dict[str, Any]]:
 def recorded(run_dir: Path) -> tuple[Any, dict[str, Any]]:
     """The same of a run that there is."""
     config = load_config(run_dir)
+    if OmegaConf.select(config, "trainer.max_steps") is None:
+        raise ConfigError(f"{run_dir}/config.yaml says nothing of trainer.max_steps: it is no run's")
     said: Any = OmegaConf.to_container(config.get("phase_configs") or OmegaConf.create({}))
     return config, {name: OmegaConf.create(of_phase["config"]) for name, of_phase in said.items()}
 

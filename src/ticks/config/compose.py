@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,11 @@ def _base(overrides: tuple[str, ...], config_dir: Path, seen: frozenset[Any]) ->
 
 def _seen(config_dir: Path) -> frozenset[Any]:
     """Which files there are, and when they were written."""
-    return frozenset((file, (about := file.stat()).st_mtime_ns, about.st_size) for file in config_dir.rglob("*.yaml"))
+    seen = set()
+    for file in config_dir.rglob("*.yaml"):
+        with suppress(OSError):  # a link to nothing, as editors make
+            seen.add((file, (about := file.stat()).st_mtime_ns, about.st_size))
+    return frozenset(seen)
 
 
 def leave_out(config: DictConfig, choices: Mapping[str, Any], config_dir: Path, typed: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
+from hydra.core.utils import configure_log
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
@@ -42,7 +43,7 @@ def config_folders() -> list[Path]:
 def in_hydra(config_dir: Path) -> initialize_config_dir:
     """A block in which `compose` finds the files of `config_dir`."""
     GlobalHydra.instance().clear()
-    return initialize_config_dir(str(config_dir.resolve()), version_base="1.3")
+    return initialize_config_dir(str(config_dir.resolve()), job_name="train", version_base="1.3")
 
 
 def as_hydra_would(config: DictConfig) -> DictConfig | None:
@@ -52,11 +53,13 @@ def as_hydra_would(config: DictConfig) -> DictConfig | None:
     job, choices = said.job, said.runtime.choices
     if said.callbacks or job.chdir or job.env_set or said.verbose or said.output_subdir is not None:
         return None
-    if Path(said.run.dir) != Path() or said.mode or choices["hydra/job_logging"] != "none":
+    if Path(said.run.dir) != Path() or said.mode or choices.get("hydra/job_logging") != "none":
         return None
+    configure_log(said.hydra_logging, said.verbose)
+    own = config.copy()
+    with read_write(own), open_dict(own):
+        del own["hydra"]
     with read_write(config), open_dict(config):
         said.runtime.output_dir, said.mode = str(Path.cwd()), RunMode.RUN
-        HydraConfig.instance().set_config(config)
-        own = config.copy()
-        del own["hydra"]
+    HydraConfig.instance().set_config(config)
     return own

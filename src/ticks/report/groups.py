@@ -57,15 +57,20 @@ def shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def group(runs: Sequence[Run], by: Sequence[str] = (), also: Sequence[str] = ()) -> list[Group]:
-    """Runs by the values of `by`, in order; without any, by every key that differs but the seed, and by `also`.
+def group(
+    runs: Sequence[Run], by: Sequence[str] = (), also: Sequence[str] = (), best: Sequence[str] = ()
+) -> list[Group]:
+    """Runs by the values of `by`, in order; without any, by every key that differs but the seed, and by `also`; and by
+    `best`, keys of which one value is to be chosen.
 
     ConfigError for a key that no run has, and if runs in one group are different experiments.
     """
-    keys = list(by) or differing(runs)
     for key in (*by, *also):
         known(key, runs)
-    keys += [key for key in also if key not in keys]
+    for key in best:
+        check_best(key, runs)
+    keys = list(by) or differing(runs, best)
+    keys += [key for key in (*also, *best) if key not in keys]
     groups: dict[tuple[str, ...], Group] = {}
     for run in runs:
         values = {key: setting(run, key) for key in keys}
@@ -80,28 +85,59 @@ def group(runs: Sequence[Run], by: Sequence[str] = (), also: Sequence[str] = ())
 
 def choose(groups: Sequence[Group], keys: Sequence[str], measure: str, better: str) -> tuple[list[Group], list[str]]:
     """Of groups that are alike in all but `keys` the best by the mean of `measure`, without these keys; and what a
-    reader has to know. One with runs that came to no result is chosen only if each has as many."""
+    reader has to know. First come those with a result for most seeds: what diverges with some is not the best.
+
+    ConfigError for groups that differ in more than `keys`.
+    """
     alike: dict[tuple[str, ...], list[Group]] = {}
     for found in groups:
         rest = tuple(shown(value) for key, value in found.values.items() if key not in keys)
         alike.setdefault(rest, []).append(found)
-
-    def worth(found: Group) -> tuple[int, float]:
-        values = list(found.of(measure).values())
-        mean = sum(values) / len(values) if values else float("inf")
-        return sum(found.failures(measure).values()), -mean if better == "higher" and values else mean
-
-    kept = [f"{', '.join(keys)}: the best by {measure.replace('_', ' ')}, of {{}}, chosen by the same runs"]
+    title = measure.replace("_", " ")
+    notes = [f"{', '.join(keys)}: the best by {title}, chosen by these runs; no interval and no p knows of the choice"]
     chosen = []
     for several in alike.values():
-        best = min(several, key=worth)
+        of_all = [run for found in several for run in found.runs]
+        if inner := [key for key in differing(of_all, keys) if key not in keys]:
+            raise ConfigError(
+                f"best={','.join(keys)}: {several[0].name} and {several[-1].name} differ in {', '.join(inner)} as well"
+            )
+        seeds = {run.summary.get("seed") for run in of_all}
+        best = min(several, key=lambda found: (len(seeds - found.of(measure).keys()), _worth(found, measure, better)))
         others = {key: value for key, value in best.values.items() if key not in keys}
         own = Group(others, best.runs, {key: best.values[key] for key in keys})
         chosen.append(own)
-        kept += [f"{own.name}: {said}" for key in keys if (said := _at_the_edge(key, best, several))]
-    counts = sorted({len(several) for several in alike.values()})
-    kept[0] = kept[0].format(" or ".join(map(str, counts)))
-    return chosen, kept
+        notes.append(f"{own.name}: {_tried(best, several, keys, measure, better, seeds)}")
+    return chosen, notes
+
+
+def _worth(found: Group, measure: str, better: str) -> float:
+    """Less is better."""
+    values = list(found.of(measure).values())
+    mean = sum(values) / len(values) if values else float("inf")
+    return -mean if better == "higher" and values else mean
+
+
+def _tried(
+    best: Group, several: Sequence[Group], keys: Sequence[str], measure: str, better: str, seeds: set[Any]
+) -> str:
+    """Of how many values the best was chosen, and what makes that doubtful."""
+    if not best.of(measure):
+        return f"no run of {len(several)} values came to a result"
+    said = [f"the best of {len(several)}"]
+    said += [edge for key in keys if (edge := _at_the_edge(key, best, several))]
+    for found in several:
+        if _worth(found, measure, better) < _worth(best, measure, better):
+            value = ", ".join(f"{key}={shown(found.values[key])}" for key in keys)
+            said.append(f"{value} was better where it has a result, for {len(found.of(measure))} of {len(seeds)} seeds")
+    return "; ".join(said)
+
+
+def check_best(key: str, runs: Sequence[Run]) -> None:
+    """ConfigError unless one of its values can be the best: not a seed, nor what a run came to."""
+    known(key, runs)
+    if key in NEVER or key.startswith(NEVER_BELOW) or not any(key in run.settings for run in runs):
+        raise ConfigError(f"best={key} must be a setting by which runs are other experiments, as best=optimizer.lr")
 
 
 def _at_the_edge(key: str, best: Group, several: Sequence[Group]) -> str:
@@ -126,15 +162,16 @@ def known(key: str, runs: Sequence[Run]) -> None:
         raise ConfigError(f"no run has '{key}'{did_you_mean(key, keys)}")
 
 
-def differing(runs: Sequence[Run]) -> list[str]:
-    """The keys by which runs are told apart: of those that differ, the fewest that do, what was typed before all else.
+def differing(runs: Sequence[Run], last: Sequence[str] = ()) -> list[str]:
+    """The keys by which runs are told apart: of those that differ, the fewest that do, what was typed before all else,
+    and `last` keys only where no other does.
 
     A strategy of another name has other values below it as well: where the name says enough, they are left out.
     """
     candidates = dict.fromkeys(key for run in runs for key in run.settings if _counts(key, runs))
     kept: list[str] = []
     cells: list[tuple[str, ...]] = [()] * len(runs)
-    for key in sorted(candidates, key=lambda key: _typed_first(key, runs)):
+    for key in sorted(candidates, key=lambda key: (key in last, _typed_first(key, runs))):
         finer = [(*cell, shown(run.settings.get(key))) for cell, run in zip(cells, runs, strict=True)]
         if len(set(finer)) > len(set(cells)):
             kept.append(key)

@@ -115,8 +115,7 @@ def table_of(groups: Sequence[Group], measure: str, *, against: str | None = Non
     """One row per group: mean of the measure with half its 95% interval, n, runs without a result; `against` KEY=VALUE
     the paired difference, its interval and p. ConfigError without scipy, where it is needed."""
     several = any(len(found.of(measure)) > 1 for found in groups)
-    columns = [(key, [shown(found.values[key]) for found in groups]) for key in groups[0].values]
-    columns += [(key, [shown(found.chosen[key]) for found in groups]) for key in groups[0].chosen]
+    columns = _told(groups)
     if not several:
         columns.append(("run", [", ".join(run.directory.name for run in found.runs) for found in groups]))
     n_words = len(columns)
@@ -150,6 +149,12 @@ def table_of(groups: Sequence[Group], measure: str, *, against: str | None = Non
     return Table([title for title, _ in columns], rows, notes, n_words)
 
 
+def _told(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
+    """The columns that say which group it is, and what was chosen for it."""
+    columns = [(key, [shown(found.values[key]) for found in groups]) for key in groups[0].values]
+    return columns + [(key, [shown(found.chosen[key]) for found in groups]) for key in groups[0].chosen]
+
+
 def table_of_changes(groups: Sequence[Group], measure: str, first: str, second: str) -> Table:
     """How much the difference to `first` KEY=VALUE differs from what it is at `second` KEY=VALUE, paired by seed."""
     find, across = baseline_of(groups, first), baseline_of(groups, second)
@@ -162,7 +167,7 @@ def table_of_changes(groups: Sequence[Group], measure: str, first: str, second: 
     if not pairs:
         raise ConfigError(f"against={first} against={second}: no group has a difference to the one at the other")
     rest = [found for found, *_ in pairs]
-    columns = [(key, [shown(found.values[key]) for found in rest]) for key in rest[0].values]
+    columns = _told(rest)
     n_words = len(columns)
     more, notes = _differences(rest, pairs, second)
     notes[0] = f"how much the difference to {first} is larger than where {second}, seed by seed; {P_SAYS}"
