@@ -22,8 +22,8 @@ GOLDEN = """\
 
 differences are to strategy.clock.interval=1, seed by seed; p is of the paired t test, Holm-corrected over the table
 
-model=rms, strategy.clock.interval=16: 1 runs have no partner of the same seed in \
-model=rms, strategy.clock.interval=1, left out of the difference
+model=rms, strategy.clock.interval=16 and model=rms, strategy.clock.interval=1: 1 runs of one have no partner of the \
+same seed in the other, left out of the difference
 """
 
 

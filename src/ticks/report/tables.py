@@ -215,8 +215,8 @@ def _differences(
             notes.append(f"{group.name}: no seed is in it and in {base.name}, so there is no difference")
         elif one is not None and one.alone:
             notes.append(
-                f"{group.name}: {one.alone} runs have no partner of the same seed in {base.name}, left out of the"
-                " difference"
+                f"{group.name} and {base.name}: {one.alone} runs of one have no partner of the same seed in the other,"
+                " left out of the difference"
             )
     columns = [
         ("difference", [_signed(one) for one in in_order]),
