@@ -76,6 +76,7 @@ class Loop(ABC):
         data, self.task = made.data, made.task
         data.setup()
         data.trainer = self.task.trainer = self.trainer
+        self.trainer.lightning_module = self.task
         self.batches = data.train_dataloader()
         chosen = self.task.configure_optimizers()
         self.optimizer, self.scheduler = chosen["optimizer"], chosen["lr_scheduler"]["scheduler"]

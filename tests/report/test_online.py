@@ -1,6 +1,9 @@
 """Runs from a project of Weights & Biases, its public API faked by what it gives for a run that was logged."""
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,13 +11,13 @@ from typing import Any
 import pytest
 import wandb
 
-from tests.conftest import run_workers
+from tests.conftest import only_run, run_command, run_workers
 from tests.report.made import grid
 from ticks.commands.report import main
 from ticks.config import ConfigError
 from ticks.report.figures import curve
 from ticks.report.groups import group
-from ticks.report.online import load_online, upload
+from ticks.report.online import STEP, load_online, upload
 from ticks.report.runs import load_runs
 
 ASKED: list[Any] = []
@@ -36,11 +39,12 @@ def online(directory: Path) -> SimpleNamespace:
     for i, row in enumerate(row for row in run.rows if row.get("val/bits_per_byte")):
         step = int(row["step"])
         history += [
-            {"_step": 2 * i, "step": step, "bytes_sent": float(row["bytes_sent"]), "tick/loss": 1.0},
-            {"_step": 2 * i + 1, "step": step, "val/bits_per_byte": float(row["val/bits_per_byte"])},
+            {"_step": 3 * i, STEP: step, "tick/bytes_sent": 7.0, "tick/loss": 1.0},
+            {"_step": 3 * i + 1, STEP: step, "val/bits_per_byte": float(row["val/bits_per_byte"])},
+            {"_step": 3 * i + 2, STEP: step, "bytes_sent": float(row["bytes_sent"])},
         ]
     return SimpleNamespace(
-        name="ticks", id=directory.name, state="finished", summary={"run": run.summary},
+        name="ticks", id=directory.name, state="finished", summary_metrics={"run": run.summary},
         config={"resolved": nested, "sweep_coordinates": {key: str(run.settings[key]) for key in run.typed}},
         scan_history=lambda: history,
     )  # fmt: skip
@@ -73,6 +77,46 @@ def test_runs_of_a_project_are_the_runs_that_were_logged(project: list[Any], tmp
         assert theirs == ours
 
 
+def recorded(file: Path) -> SimpleNamespace:
+    """What the API gives for a run whose offline file has been synced: its records, as W&B's own reader finds them."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+    output = subprocess.run(command, capture_output=True, text=True).stdout
+    if not output.startswith("{"):
+        pytest.skip("this W&B has no `wandb leet inspect` to read its files back")
+    of_kind: dict[str, list[Any]] = {}
+    for record in map(json.loads, output.splitlines()):
+        of_kind.setdefault(record["type"], []).append(record[record["type"]])
+    summary_metrics: dict[str, Any] = {}
+    config: dict[str, Any] = {}
+    history = [said["item"] for said in of_kind["history"]]
+    for said in [*history, *(said["update"] for said in of_kind["summary"])]:
+        summary_metrics |= said
+    for said in of_kind["config"]:
+        config |= said["update"]
+    return SimpleNamespace(name="ticks", id="a", state="finished", summary_metrics=summary_metrics, config=config,
+                           scan_history=lambda: history)  # fmt: skip
+
+
+def test_a_run_is_read_as_it_was_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, output = run_command(
+        tmp_path, "debug=fast", "logger=wandb", "strategy=local_sgd", "strategy.clock.interval=2",
+        "trainer.max_steps=6", "trainer.val_check_interval=3", "trainer.limit_val_batches=1", "test=false",
+        "task.sample_bytes=0", env={"WANDB_MODE": "offline"},
+    )  # fmt: skip
+    assert code == 0, output
+    (file,) = tmp_path.glob("logs/runs/*/wandb/offline-run-*/*.wandb")
+    api = SimpleNamespace(runs=lambda *_, **__: [recorded(file)])
+    monkeypatch.setattr(wandb, "Api", lambda timeout: api)
+    (found,), (here,) = load_online("wandb:me/trial"), load_runs([only_run(tmp_path)])
+    assert found.summary == here.summary
+    assert (found.settings, sorted(found.typed)) == (here.settings, sorted(here.typed))
+    evaluations = [row for row in here.rows if row["val/loss"]]
+    assert [row["step"] for row in found.rows] == [row["step"] for row in evaluations] == ["0", "3", "6"]
+    for mine, theirs in zip(found.rows, evaluations, strict=True):
+        for key in ("val/loss", "bytes_sent", "seconds", "tokens"):
+            assert float(mine[key]) == pytest.approx(float(theirs[key])), key
+
+
 def test_a_sweeps_group_is_asked_for(
     project: list[Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,8 +129,8 @@ def test_a_sweeps_group_is_asked_for(
 def test_runs_without_a_summary_count_and_foreign_ones_are_left_out(
     project: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    project[0].summary, project[0].state = {"step": 7}, "crashed"
-    project[1].summary, project[1].state = {}, "running"
+    project[0].summary_metrics, project[0].state = {STEP: 7}, "crashed"
+    project[1].summary_metrics, project[1].state = {}, "running"
     project[2].config = {"lr": 3}
     found = load_online("wandb:me/trial")
     assert [run.summary["status"] for run in found[:2]] == ["failed", "running"]

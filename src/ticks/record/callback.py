@@ -102,8 +102,16 @@ class Record(Callback):
         if not trainer.sanity_checking:
             self.last_val = (trainer.global_step, metrics)
             self.write(trainer, metrics)
+            self._tell_totals(trainer)
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._running_since = time.perf_counter()
+
+    def _tell_totals(self, trainer: Trainer) -> None:
+        """Other loggers have beside each evaluation what it can be drawn against."""
+        if trainer.is_global_zero and trainer.state.fn == "fit":
+            said = {key: value for key, value in self._head(trainer).items() if key != "step" and value != ""}
+            for logger in trainer.loggers:
+                logger.log_metrics(said, step=self._step(trainer))
 
     def happened(self, trainer: Trainer, name: str, said: Any) -> None:
         """An event of a timeline, or a setting's new value: a row, and a mark for other loggers."""
@@ -122,16 +130,19 @@ class Record(Callback):
         """One row now. Nothing on workers other than 0."""
         if not trainer.is_global_zero or not metrics:
             return
+        self.file.append(self._head(trainer) | metrics)
+
+    def _head(self, trainer: Trainer) -> dict[str, Any]:
+        """Where training is, and the totals so far."""
         step = self._step(trainer)
         ledger = getattr(trainer.strategy, "ledger", None)
         tokens = self.tokens_after(step)
-        head = {
+        return {
             "step": step,
             "tokens": "" if tokens is None else tokens,
             "seconds": round(self.seconds(), 3),
             "bytes_sent": ledger.bytes_sent if ledger else "",
         }
-        self.file.append(head | metrics)
 
     def _step(self, trainer: Trainer) -> int:
         return getattr(trainer.strategy, "step", trainer.global_step)  # Lightning's own is one behind inside a tick

@@ -12,7 +12,8 @@ from ticks.report.runs import Run, settings_of
 
 PREFIX = "wandb:"
 STATES = {"running": "running", "finished": "finished", "preempting": "stopped", "preempted": "stopped"}
-CARRIED = ("bytes_sent", "seconds", "tokens")  # totals, logged at ticks: an evaluation has those of the tick before it
+STEP = "trainer/global_step"  # as Lightning's logger calls it
+TOTALS = ("bytes_sent", "seconds", "tokens")  # logged with every evaluation
 
 
 def load_online(place: str) -> list[Run]:
@@ -66,7 +67,7 @@ def _run(one: Any) -> Run | None:
         return None
     content = dict(resolved) | {"coordinates": one.config.get("sweep_coordinates") or {}}
     settings, typed = settings_of(content)
-    said = one.summary.get("run")
+    said = one.summary_metrics.get("run")  # plain, which `summary` is not
     about: dict[str, Any] = dict(said) if isinstance(said, Mapping) else _unfinished(one, settings)
     return Run(
         Path(f"{one.name}-{one.id}"), dict.fromkeys(summary.KEYS) | about, _rows(one.scan_history()), settings, typed
@@ -76,7 +77,7 @@ def _run(one: Any) -> Run | None:
 def _unfinished(one: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What is known of a run that never came to its summary."""
     status = STATES.get(str(one.state), "failed")
-    steps = int(one.summary.get("step") or 0)
+    steps = int(one.summary_metrics.get(STEP) or 0)
     return {
         "status": "failed" if status == "finished" else status,  # it has ended, but without a result
         "strategy": settings.get("strategy"), "steps": steps, "seed": settings.get("seed"),
@@ -85,10 +86,10 @@ def _unfinished(one: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _rows(history: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
     """Its evaluations as metrics.csv would have them."""
-    rows, carried = [], dict.fromkeys(CARRIED, 0.0)
+    rows: dict[int, dict[str, str]] = {}
     for entry in history:
-        carried |= {key: entry[key] for key in CARRIED if entry.get(key) is not None}
-        measured = {key: str(value) for key, value in entry.items() if key.startswith("val/") and value is not None}
-        if measured and entry.get("step") is not None:
-            rows.append({"step": str(int(entry["step"]))} | {k: str(v) for k, v in carried.items()} | measured)
-    return rows
+        told = {key: str(v) for key, v in entry.items() if v is not None and (key in TOTALS or key.startswith("val/"))}
+        if told and entry.get(STEP) is not None:
+            step = int(entry[STEP])
+            rows.setdefault(step, {"step": str(step)}).update(told)
+    return [row for row in rows.values() if any(key.startswith("val/") for key in row)]
