@@ -64,7 +64,15 @@ def test_one_run_each_has_no_interval_and_says_so(tmp_path: Path) -> None:
 def test_a_run_alone_is_a_row(tmp_path: Path) -> None:
     table = table_of(group(load_runs([run(tmp_path / "a")])), MEASURE)
     assert table.rows == [["a", "2.345", "12.3", "7.500"]]
-    assert table.notes == []
+    assert table.notes == ["one run each: how much another seed would change it is not known"]
+
+
+def test_one_run_beside_several_is_said(tmp_path: Path) -> None:
+    grid(tmp_path, norms=("ln",))
+    shutil.rmtree(tmp_path / "ln_16_1")
+    shutil.rmtree(tmp_path / "ln_16_2")
+    table = table_of(group(load_runs([tmp_path])), MEASURE)
+    assert table.notes == ["one run only, so no interval: strategy.clock.interval=16"]
 
 
 def test_runs_without_a_result_are_rows_too(tmp_path: Path) -> None:
@@ -77,7 +85,7 @@ def test_runs_without_a_result_are_rows_too(tmp_path: Path) -> None:
 
 def test_repeated_runs_are_told(tmp_path: Path) -> None:
     table = table_of(group(load_runs([run(tmp_path / "a"), run(tmp_path / "b")])), MEASURE)
-    assert table.notes == ["1 runs are the same as others, seed and all: of each the last one counts"]
+    assert table.notes[-1] == "1 runs are the same as others, seed and all: of each the last one counts"
 
 
 def test_groups_without_a_common_seed_have_no_difference(tmp_path: Path) -> None:

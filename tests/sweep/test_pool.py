@@ -31,7 +31,8 @@ def leave(status, code, **more):
         Path(file).write_text(json.dumps({"run_dir": str(run.resolve()), "message": "it was told to"}))
     sys.exit(code)
 signal.signal(signal.SIGTERM, lambda *_: leave("stopped", 143))
-print(sys.argv[1:], "threads", os.environ.get("OMP_NUM_THREADS"), os.environ.get("WANDB_TAGS"), flush=True)
+print(sys.argv[1:], "threads", os.environ.get("OMP_NUM_THREADS"), os.environ.get("WANDB_RUN_GROUP"),
+      os.environ.get("WANDB_TAGS"), flush=True)
 (run / "config.yaml").write_text("x: 1")
 leave_at = Path("begun")
 with leave_at.open("a") as file:
@@ -158,11 +159,23 @@ def test_two_sweeps_in_one_folder_do_not_take_each_others_jobs(home: Path) -> No
     assert sorted(begun) == sorted(lines(home / "done"))
 
 
-def test_jobs_run_at_once_share_the_processors_and_have_names_on_wandb(home: Path) -> None:
+def test_jobs_run_at_once_share_the_processors_and_have_names_on_wandb(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
     code, output = sweep(home, "1, 2", "jobs=2")
     assert code == 0, output
     texts = [file.read_text() for file in (home / "logs" / "sweeps" / "grid").glob("*.txt")]
-    assert sorted(text.split()[-1] for text in texts) == ["b=1", "b=2"]
+    share = str(pools.threads(2, None))
+    assert sorted(text.split()[-4:] for text in texts) == [["threads", share, "grid", f"b={b}"] for b in (1, 2)]
+
+
+def test_a_group_of_ones_own_stays_and_tags_are_added(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
+    monkeypatch.setenv("WANDB_TAGS", "paper")
+    assert sweep(home, "1")[0] == 0
+    (text,) = (home / "logs" / "sweeps" / "grid").glob("*.txt")
+    assert text.read_text().split()[-1] == "paper,b=1"
 
 
 def test_a_place_may_have_any_name_but_a_files(home: Path) -> None:

@@ -108,7 +108,7 @@ class Record(Callback):
 
     def _tell_totals(self, trainer: Trainer) -> None:
         """Other loggers have beside each evaluation what it can be drawn against."""
-        if trainer.is_global_zero and trainer.state.fn == "fit":
+        if trainer.is_global_zero:
             said = {key: value for key, value in self._head(trainer).items() if key != "step" and value != ""}
             for logger in trainer.loggers:
                 logger.log_metrics(said, step=self._step(trainer))

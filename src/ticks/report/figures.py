@@ -384,6 +384,8 @@ def frontier(groups: Sequence[Group], measure: str, out: Path, better: str) -> N
                 label_of(Group(numbers, [])) if numbers else "",
             )
             series.setdefault(label_of(Group(names, [])) if names else "", []).append(point)
+        else:
+            print(f"warning: left out: {found.name}: no run has finished and sent anything", file=sys.stderr)
     if not series:
         raise ConfigError(f"nothing to draw: no run has finished with {measure} and sent anything")
     best = pareto([(x, estimate.mean) for points in series.values() for x, estimate, _ in points], better)

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from ticks.config import ConfigError, compose_strictly, digest
 from ticks.record import summary
-from ticks.run_directory import is_locked
+from ticks.run_directory import is_locked, load_config
 
 SWEEPS = Path("logs/sweeps")
 DONE = ("finished", "diverged")  # what another start would only repeat
@@ -67,8 +69,20 @@ def plan(jobs: Sequence[Sequence[str]], swept: Sequence[str], folder: Path, prog
         else:
             what = hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:12]
         place = there.get(what[:6], folder / f"{name or 'job'}_{what[:6]}")  # whatever it was called there
+        if configs.is_dir() and (other := _another(place, what)):
+            raise ConfigError(f"{place} holds a run of another configuration ({other}, not {what}): give another dir=")
         planned.setdefault(what, Planned(list(overrides), what, place, **about))
     return list(planned.values())
+
+
+def _another(place: Path, what: str) -> str | None:
+    """The digest of the run that lies there, if it is none of this one's."""
+    try:
+        config = load_config(place) if (place / "config.yaml").is_file() else OmegaConf.create({})
+    except ConfigError:  # damaged: resuming says so
+        return None
+    known = [str(config.get("config_digest") or what), *map(str, config.get("earlier_digests") or ())]
+    return None if what in known else known[0]
 
 
 @contextmanager

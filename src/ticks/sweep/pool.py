@@ -137,6 +137,7 @@ class Pool:
             env["CUDA_VISIBLE_DEVICES"] = share
         if self.group and "WANDB_RUN_GROUP" not in os.environ:
             env |= {"WANDB_RUN_GROUP": self.group}
+        if self.group:
             tags = [f"{key.rpartition('.')[2]}={v}".replace(",", ";")[:64] for key, v in job.labels.items()]
             env |= {"WANDB_TAGS": ",".join([*filter(None, [os.environ.get("WANDB_TAGS")]), *tags])}
         return env
