@@ -248,7 +248,8 @@ def _command(
     sys.stderr = os.fdopen(2, "w", buffering=1)
     sys.argv = [program, *arguments]
     devices = [int(n) for argument in arguments for n in re.findall(r"^trainer\.devices=(\d+)$", argument)]
-    spares = max(3 if "-m" in arguments else 1, *[n - 1 for n in devices], 0)
+    many = "-m" in arguments or arguments[:1] == ("sweep",)
+    spares = max(3 if many else 1, *[n - 1 for n in devices], 0)
     Spares(0 if fresh else spares, output.with_suffix(".workers"))
 
     def run() -> None:

@@ -9,10 +9,36 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.network.measure import Job
+from tests.benchmarks.network.measure import Job, measure
 from tests.benchmarks.network.plan import Planned
 from tests.benchmarks.network.report import Results, draw_losses, draw_speeds, speed_table
-from tests.conftest import REPOSITORY, run_command
+from tests.conftest import REPOSITORY, run_command, run_workers
+
+OTHERS = ("periodic_averager", "accelerate_local_sgd", "torchft_local_sgd", "torchft_diloco", "torchft_streaming")
+
+
+def of_another(method: str) -> list[str]:
+    told: list[dict[str, float]] = []
+
+    class Reported(Exception):
+        pass
+
+    def report(outcome: dict[str, float]) -> None:
+        told.append(outcome)
+        raise Reported
+
+    os.environ["RANK"] = os.environ["LOCAL_RANK"]
+    job = Job(method, "default", 100.0, 8, steps=8, warmup=8, lead=0)
+    with pytest.raises(Reported):
+        measure(job, report)
+    return sorted(told[0])
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_what_others_offer_trains_too(method: str) -> None:
+    pytest.importorskip(method.partition("_")[0].replace("periodic", "torch"))
+    assert run_workers(2, of_another, method) == [["booked", "own", "seconds", "sent"]] * 2
+
 
 # namespaces are files in a folder of its own, and the third that is asked for is refused
 FAKE_IP = """#!/bin/sh

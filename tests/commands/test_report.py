@@ -7,8 +7,9 @@ import pytest
 
 from tests.conftest import run_command
 from tests.report.made import grid, run
-from ticks.commands.report import main
+from ticks.commands.report import main, measure_of
 from ticks.config import ConfigError
+from ticks.report.runs import load_runs
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +113,16 @@ def test_differences_of_differences(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert any(line[:3] == ["rms", "16", "+0.05"] for line in lines), lines
     notes = [" ".join(line) for line in lines]
     assert any(note.startswith("how much the difference to strategy.clock.interval=1 is larger") for note in notes)
+
+
+def test_what_is_better_is_known_of_every_measure(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        run(tmp_path / str(seed), seed=seed, measure="loss", better="lower", val_loss=1.0, val_macro_f1=0.5,
+            test_macro_f1=0.5, val_calibration_error=0.1, higher_is_better="accuracy,macro_f1")  # fmt: skip
+    runs = load_runs([tmp_path])
+    for y, better in {"loss": "lower", "macro_f1": "higher", "test_macro_f1": "higher",
+                      "calibration_error": "lower", "steps_per_second": "higher"}.items():  # fmt: skip
+        assert measure_of(runs, [y])[1] == better, y
 
 
 def test_a_learning_rate_is_chosen_by_validation_and_told_by_other_data(

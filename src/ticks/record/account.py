@@ -80,6 +80,7 @@ def judged(measures: Sequence[Measure], val: Mapping[str, float], tests: Mapping
     known: dict[str, Any] = {
         "measure": measures[0].name if measures else None,
         "better": measures[0].better if measures else None,
+        "higher_is_better": ",".join(m.name for m in measures if m.better == "higher"),
     }
     known |= {f"{split}_{m.name}": None for split in ("val", "test") for m in measures}
     known |= {f"val_{name}": value for name, value in val.items()}

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 
 from ticks.config import ConfigError, compose_strictly, digest
 from ticks.record import summary
-from ticks.run_directory import is_locked, load_config
+from ticks.run_directory import is_locked
 
 SWEEPS = Path("logs/sweeps")
 DONE = ("finished", "diverged")  # what another start would only repeat
@@ -78,10 +78,12 @@ def plan(jobs: Sequence[Sequence[str]], swept: Sequence[str], folder: Path, prog
 def _another(place: Path, what: str) -> str | None:
     """The digest of the run that lies there, if it is none of this one's."""
     try:
-        config = load_config(place) if (place / "config.yaml").is_file() else OmegaConf.create({})
-    except ConfigError:  # damaged: resuming says so
+        said = yaml.safe_load((place / "config.yaml").read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):  # not there; or damaged, which resuming says
         return None
-    known = [str(config.get("config_digest") or what), *map(str, config.get("earlier_digests") or ())]
+    if not isinstance(said, dict):
+        return None
+    known = [str(said.get("config_digest") or what), *map(str, said.get("earlier_digests") or ())]
     return None if what in known else known[0]
 
 
