@@ -51,7 +51,7 @@ def texts(figure: Any) -> set[str]:
 def test_a_figure_looks_as_it_did(kind: str, tmp_path: Path) -> None:
     """`python -m tests.report.test_figures` draws the stored ones anew: open them, and look."""
     draw(group(load_runs([grid(tmp_path / "runs")])), MEASURE, out := tmp_path / f"{kind}.png", x=KINDS[kind])
-    assert compare_images(str(STORED / f"{kind}.png"), str(out), tol=8) is None
+    assert compare_images(str(STORED / f"{kind}.png"), str(out), tol=2) is None
 
 
 @pytest.mark.parametrize(
@@ -61,6 +61,7 @@ def test_a_figure_looks_as_it_did(kind: str, tmp_path: Path) -> None:
             "curves",
             {"MB sent per worker (log scale)", "optimizer steps", "validation bits per byte", "ln, interval 16"},
         ),
+        ("curves_over_steps", {"optimizer steps", "validation bits per byte", "ln, interval 16", "rms, interval 1"}),
         ("lines", {"interval", "validation bits per byte", "ln", "rms", "1", "16"}),
         ("names", {"model", "ln", "rms", "interval 1", "interval 16"}),
         ("frontier", {"MB sent per worker (log scale)", "ln, interval 1", "rms, interval 1", "interval 16"}),
@@ -81,7 +82,7 @@ def test_beside_the_lines_are_the_differences_by_seed(tmp_path: Path) -> None:
     groups, out = group(load_runs([grid(tmp_path / "runs")])), tmp_path / "differences.png"
     interval, against = ["strategy.clock.interval"], "strategy.clock.interval=1"
     draw(groups, MEASURE, out, x=interval, against=against)
-    assert compare_images(str(STORED / "differences.png"), str(out), tol=8) is None
+    assert compare_images(str(STORED / "differences.png"), str(out), tol=2) is None
     found = {one.name: _differences(groups, MEASURE, against)[id(one)] for one in groups}
     assert found["model=ln, strategy.clock.interval=1"] == ((0.0, 0.0, 0.0), 0)
     (mean, _, high), n = found["model=ln, strategy.clock.interval=16"]
@@ -194,6 +195,10 @@ def test_the_same_thing_has_the_same_colour_wherever_it_is() -> None:
     many = [f"norm {i}" for i in "abcdefgh"]
     assert len(set(colours(many))) == len(many)
     assert len(set(colours([1, 2, 4, 8, 16, 32, 64]))) == 7
+    curves = [f"{norm}, interval {n}" for norm in ("ln", "rms") for n in (1, 16, 64)]
+    assert colours(curves)[::3] == colours(["ln", "rms"]), "the interval makes it brighter"
+    assert colours(["rms, interval 16", "x"])[0] == colours(curves)[4]
+    assert len(set(colours(curves))) == 6
 
 
 def test_runs_that_came_to_nothing_are_in_the_heat_map(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from zlib import crc32
 from ticks.config import ConfigError, did_you_mean
 from ticks.report.groups import shown
 
-# Okabe and Ito's, without the yellow that is lost on white; black is DDP's and a baseline's alone
+# the first six are Okabe and Ito's, without the yellow that is lost on white; black is DDP's and a baseline's alone
 BLACK, GREY, DARK = "#000000", "#8c8c8c", "#555555"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#80ba5a")
 FIXED = {
@@ -31,7 +31,8 @@ BAND = 0.18  # how dark an interval is
 
 
 def colours(values: Sequence[Any]) -> list[str]:
-    """A colour for each: known names have their own, whole numbers one by their size, others one by their name."""
+    """A colour for each: known names have their own, whole numbers one by their size, a known name with something
+    beside it its own, brighter the larger the number there, and others one by their name."""
     names = [shown(value) for value in values]
     taken = {FIXED[name] for name in names if name in FIXED}
     chosen: dict[str, str] = {}
@@ -42,11 +43,27 @@ def colours(values: Sequence[Any]) -> list[str]:
         if counted := re.fullmatch(r"(?:[^,]* )?([1-9]\d*)", name):
             chosen[name] = _of_size(int(counted[1]))
             continue
+        if (own := _of_parts(name)) and own not in chosen.values():
+            chosen[name] = own
+            continue
         start = crc32(name.encode()) % len(PALETTE)
         free = [colour for colour in (*PALETTE[start:], *PALETTE[:start]) if colour not in taken]
         chosen[name] = free[0] if free else PALETTE[start]
         taken.add(chosen[name])
     return [chosen[name] for name in names]
+
+
+def _of_parts(name: str) -> str | None:
+    """Of "ln, interval 16" layer norm's, brighter than that of "ln, interval 1"; None without a known name."""
+    from matplotlib.colors import to_hex, to_rgb
+
+    parts = name.split(", ")
+    known = next((FIXED[part] for part in parts if part in FIXED), None)
+    if known is None:
+        return None
+    number = next((int(found[1]) for part in parts if (found := re.search(r"(?:^| )([1-9]\d*)$", part))), 1)
+    white = min(math.log2(number) / 9, 1.0) * 0.65
+    return to_hex([channel + (1 - channel) * white for channel in to_rgb(known)])
 
 
 def _of_size(number: int) -> str:
