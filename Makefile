@@ -46,13 +46,8 @@ bench-network: .venv/bench ## 4 workers on a slow network, beside what others of
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e ".[bench]"
 	touch $@
 
-RUN = $(BIN)/python train.py model=ln_ticks trainer.devices=4 test=false task.sample_bytes=0
-figure: .venv/ready ## the README's first figure: three real runs (8 minutes on 2 cores), then the picture
-	$(RUN) trainer.val_check_interval=80 name=figure_ddp strategy=ddp
-	$(RUN) trainer.val_check_interval=80 name=figure_8 strategy.clock.interval=8
-	$(RUN) trainer.val_check_interval=80 name=figure_32 strategy.clock.interval=32
-	$(BIN)/ticks report $$(for name in ddp 8 32; do ls -d logs/runs/*_figure_$$name | tail -1; done) \
-		out=tests/benchmarks/results/loss_against_sent.png
+figure: .venv/ready ## the README's first figure again, from the runs of docs/evidence.md
+	$(BIN)/ticks report docs/evidence/intervals.csv x=bytes_sent_per_worker out=docs/evidence/frontier.png
 
 bench-tuning: .venv/ready ## what fine-tuning costs beside all of it and beside LoRA (5 minutes)
 	$(BIN)/python -m tests.benchmarks.tuning $(ARGS)

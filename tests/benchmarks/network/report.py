@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 FIGURE_INTERVAL = 32  # of the lines in the first figure
 APART = 1.03  # bandwidths of two lines in a figure, so that their intervals do not lie on each other
-NEAR = 600.0  # seconds: the ceiling that was measured behind something counts for it, unless work was broken off
+NEAR = 600.0  # seconds: ceilings that were measured before and behind something count for it
 KEY = ("method", "model", "rate", "interval")
 
 
@@ -181,10 +181,12 @@ class Row:
 
 
 def ceiling_near(ceilings: Sequence[dict[str, Any]], at: float) -> float:
-    """The speed without talking around the time `at`: mean of the last measured before it and the first after it."""
-    before = [c for c in ceilings if c["at"] <= at][-1:]
+    """The speed without talking around the time `at`: mean of the last measured before it and the first after it; of
+    the nearest, where none is near."""
+    before = [c for c in ceilings if at - NEAR < c["at"] <= at][-1:]
     after = [c for c in ceilings if at < c["at"] < at + NEAR][:1]
-    return statistics.mean(c["steps_per_second"] for c in before + after)
+    near = before + after or [min(ceilings, key=lambda c: abs(c["at"] - at))]
+    return statistics.mean(c["steps_per_second"] for c in near)
 
 
 def speed_table(rows: Sequence[Row], model: str) -> Table:
