@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, Command, run_command
 from ticks.config import ConfigError
+from ticks.jobs import Outcome
 from ticks.run_directory import locked
 from ticks.sweep import pool as pools
 from ticks.sweep.folder import Planned, claimed, plan
@@ -157,6 +158,22 @@ def test_two_sweeps_in_one_folder_do_not_take_each_others_jobs(home: Path) -> No
     begun = lines(home / "begun")
     assert len(begun) == len(set(begun)) == 6, begun
     assert sorted(begun) == sorted(lines(home / "done"))
+
+
+def test_the_end_is_told_by_what_jobs_took(home: Path) -> None:
+    code, output = sweep(home, "1, 2, 3")
+    assert code == 0, output
+    lines = [line for line in output.splitlines() if line.startswith("[")]
+    assert [bool(re.search(r": finished, val_loss 1\.5000; about .+ left$", line)) for line in lines] == [
+        True,
+        True,
+        False,
+    ]
+    pool = pools.Pool(home / "train.py", at_once=2)
+    assert pool.left(6) is None
+    pool._seconds = [10.0, 20.0]
+    pool.outcomes = {1: Outcome([], "finished"), 2: Outcome([], "failed"), 3: Outcome([], "elsewhere")}
+    assert pool.left(6) == 15.0 * 4 / 2
 
 
 def test_jobs_run_at_once_share_the_processors_and_have_names_on_wandb(
