@@ -327,6 +327,7 @@ def draw_speeds(rows: Sequence[Row], file: Path) -> Path:
                 style = "o-" if line[0].booked else "x--"
                 panel.errorbar(x, y, [share.half or 0.0 for share in shares], fmt=style, color=colour[label], capsize=2)
                 ends.append((x[-1], y[-1], label + ("" if line[0].booked else " (others)"), colour[label]))
+            beside = max(x for x, *_ in ends) * APART  # no name lies on another line's interval
             panel.axhline(1.0, color="grey", linestyle=":")
             panel.set(
                 xscale="log",
@@ -338,7 +339,7 @@ def draw_speeds(rows: Sequence[Row], file: Path) -> Path:
             panel.set_xticks(rates, [f"{rate:g}" for rate in rates])
             panel.minorticks_off()
             panel.set_ylabel("share of the speed without talking")
-            label_ends(panel, ends)
+            label_ends(panel, [(beside, *end) for _, *end in ends])
     return file
 
 
