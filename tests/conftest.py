@@ -133,6 +133,14 @@ def _worker(pipe: Any, rank: int, n: int, port: int, function: Callable[..., Any
     os._exit(0)
 
 
+@pytest.fixture(autouse=True)
+def _no_wandb_left() -> Iterator[None]:
+    """What W&B has read of one test's environment is not what the next one's commands, which are forked, begin with."""
+    yield
+    if (wandb := sys.modules.get("wandb")) is not None:
+        wandb.teardown()
+
+
 _commands: list[Any] = []  # processes that were started
 
 

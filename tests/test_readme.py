@@ -28,9 +28,8 @@ def test_the_makefiles_overrides_compose() -> None:
     makefile = (REPOSITORY / "Makefile").read_text()
     lines = [line for line in makefile.splitlines() if "train.py" in line or "$(RUN)" in line]
     overrides = [[w for w in line.split() if re.match(r"^[\w.]+=", w)] for line in lines]
-    assert len(overrides) >= 5
+    assert overrides
     for words in overrides:
-        words = [word for word in words if "$" not in word]  # a shell's loop
         compose_strictly(words, REPOSITORY / "configs")
 
 

@@ -115,6 +115,13 @@ def test_differences_of_differences(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert any(note.startswith("how much the difference to strategy.clock.interval=1 is larger") for note in notes)
 
 
+def test_a_figure_without_differences_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid(tmp_path / "runs")
+    for x, says in (("strategy.clock.interval,model", True), ("step", True), ("strategy.clock.interval", False)):
+        main([str(tmp_path / "runs"), "against=model=ln", f"x={x}", f"out={tmp_path}/figure.png"])
+        assert ("shows values; differences are drawn against one setting" in capsys.readouterr().err) == says
+
+
 def test_what_is_better_is_known_of_every_measure(tmp_path: Path) -> None:
     for seed in (0, 1):
         run(tmp_path / str(seed), seed=seed, measure="loss", better="lower", val_loss=1.0, val_macro_f1=0.5,

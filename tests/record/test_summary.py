@@ -11,8 +11,8 @@ from ticks.record import summary
 
 PROMISED = """
     status, strategy, interval, clock, sync, wire, norm, adapter, seed, world_size, n_params, n_trainable,
-    n_nonzero, steps, ticks, tokens, measure, better, val_loss, bytes_sent_per_worker, messages, sync_seconds,
-    train_seconds, steps_per_second, peak_memory, device, run_dir, checkpoint, config_digest, versions
+    n_nonzero, steps, ticks, tokens, measure, better, higher_is_better, val_loss, bytes_sent_per_worker, messages,
+    sync_seconds, train_seconds, steps_per_second, peak_memory, device, run_dir, checkpoint, config_digest, versions
 """
 
 

@@ -199,6 +199,8 @@ def test_the_same_thing_has_the_same_colour_wherever_it_is() -> None:
     assert colours(curves)[::3] == colours(["ln", "rms"]), "the interval makes it brighter"
     assert colours(["rms, interval 16", "x"])[0] == colours(curves)[4]
     assert len(set(colours(curves))) == 6
+    two = [f"ln, interval {n}, lr {lr}" for n in (1, 4, 8) for lr in ("0.003", "0.012")]
+    assert len(set(colours([*two, "rms, interval 8"]))) == 7
 
 
 def test_runs_that_came_to_nothing_are_in_the_heat_map(tmp_path: Path) -> None:

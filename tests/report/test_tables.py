@@ -67,6 +67,14 @@ def test_a_run_alone_is_a_row(tmp_path: Path) -> None:
     assert table.notes == ["one run each: how much another seed would change it is not known"]
 
 
+def test_a_baseline_that_nothing_is_compared_with_is_no_mistake(tmp_path: Path) -> None:
+    grid(tmp_path)
+    for seed in (0, 1, 2):
+        shutil.rmtree(tmp_path / f"rms_16_{seed}")
+    table = table_of(group(load_runs([tmp_path])), MEASURE, against="model=ln")
+    assert not [note for note in table.notes if "alike in all but" in note]
+
+
 def test_one_run_beside_several_is_said(tmp_path: Path) -> None:
     grid(tmp_path, norms=("ln",))
     shutil.rmtree(tmp_path / "ln_16_1")

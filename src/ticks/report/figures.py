@@ -46,6 +46,10 @@ def draw(
     """
     pyplot()
     check_x(x, [run for found in groups for run in found.runs])
+    if against and (len(x) != 1 or x[0] in (*TRAINING, SENT)):
+        print(
+            f"note: {out} shows values; differences are drawn against one setting, x=KEY", file=sys.stderr, flush=True
+        )
     if not x or (len(x) == 1 and x[0] in TRAINING):
         curves(groups, measure, out, list(x) or ["bytes_sent", "step"])
     elif len(x) == 1 and x[0] == SENT:

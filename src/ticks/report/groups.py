@@ -216,7 +216,7 @@ def baseline_of(groups: Sequence[Group], against: str) -> Callable[[Group], Grou
     """Which group each is compared with: the one that has KEY=VALUE and everything else as it has, as far as it has it:
     what a strategy does not know, as DDP no interval, cannot differ. ConfigError if nothing has KEY=VALUE."""
     key, _, value = against.partition("=")
-    there = [found for found in groups if key in found.values and _is(found.values[key], value)]
+    there = [found for found in groups if key in found.values and is_(found.values[key], value)]
     if not there:
         keys = dict.fromkeys(key for found in groups for key in found.values)
         if key not in keys:
@@ -235,7 +235,7 @@ def baseline_of(groups: Sequence[Group], against: str) -> Callable[[Group], Grou
     return find
 
 
-def _is(value: Any, said: str) -> bool:
+def is_(value: Any, said: str) -> bool:
     """Whether a setting has the value that was typed."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         try:

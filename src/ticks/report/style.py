@@ -34,7 +34,7 @@ def colours(values: Sequence[Any]) -> list[str]:
     """A colour for each: known names have their own, whole numbers one by their size, a known name with something
     beside it its own, brighter the larger the number there, and others one by their name."""
     names = [shown(value) for value in values]
-    taken = {FIXED[name] for name in names if name in FIXED}
+    taken = {FIXED[part] for name in names for part in name.split(", ") if part in FIXED}
     chosen: dict[str, str] = {}
     for name in sorted(set(names)):
         if name in FIXED:
@@ -43,7 +43,7 @@ def colours(values: Sequence[Any]) -> list[str]:
         if counted := re.fullmatch(r"(?:[^,]* )?([1-9]\d*)", name):
             chosen[name] = _of_size(int(counted[1]))
             continue
-        if (own := _of_parts(name)) and own not in chosen.values():
+        if own := next((shade for shade in _of_parts(name) if shade not in chosen.values()), None):
             chosen[name] = own
             continue
         start = crc32(name.encode()) % len(PALETTE)
@@ -53,17 +53,21 @@ def colours(values: Sequence[Any]) -> list[str]:
     return [chosen[name] for name in names]
 
 
-def _of_parts(name: str) -> str | None:
-    """Of "ln, interval 16" layer norm's, brighter than that of "ln, interval 1"; None without a known name."""
+def _of_parts(name: str) -> list[str]:
+    """Of "ln, interval 16" layer norm's, brighter than that of "ln, interval 1", and others in its place where
+    something else has that; nothing without a known name."""
     from matplotlib.colors import to_hex, to_rgb
 
     parts = name.split(", ")
     known = next((FIXED[part] for part in parts if part in FIXED), None)
     if known is None:
-        return None
+        return []
     number = next((int(found[1]) for part in parts if (found := re.search(r"(?:^| )([1-9]\d*)$", part))), 1)
-    white = min(math.log2(number) / 9, 1.0) * 0.65
-    return to_hex([channel + (1 - channel) * white for channel in to_rgb(known)])
+    own = min(math.log2(number) / 9, 1.0) * 0.65
+    others = sorted((0.0, 0.22, 0.44, 0.66), key=lambda white: -abs(white - own))  # the most different first
+    red, green, blue = to_rgb(known)
+    mixed = [(red + (1 - red) * w, green + (1 - green) * w, blue + (1 - blue) * w) for w in (own, *others)]
+    return [to_hex(colour) for colour in mixed]
 
 
 def _of_size(number: int) -> str:

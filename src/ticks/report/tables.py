@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table as Drawn
 
 from ticks.config import ConfigError
-from ticks.report.groups import Group, baseline_of, shown
+from ticks.report.groups import Group, baseline_of, is_, shown
 
 MEGABYTE = 1e6
 LATEX = {
@@ -133,10 +133,9 @@ def table_of(groups: Sequence[Group], measure: str, *, against: str | None = Non
     if against is not None:
         find = baseline_of(groups, against)
         pairs = [(found, base, found.of(measure), base.of(measure)) for found in groups if (base := find(found))]
-        key, _, _ = against.partition("=")
-        bases = {id(base) for _, base, _, _ in pairs}
+        key, _, value = against.partition("=")
         for found in groups:
-            if id(found) not in bases and not any(found is one for one, *_ in pairs):
+            if not is_(found.values.get(key), value) and not any(found is one for one, *_ in pairs):
                 notes.append(f"{found.name}: there is no {against} that is alike in all but {key}")
         more, said = _differences(groups, pairs, against)
         columns += more

@@ -118,7 +118,10 @@ def _program(file: Path, name: str) -> Path:
     for place in (places := [*roots, Path.cwd()]):
         if (place / name).is_file():
             return place / name
-    raise ConfigError(f"{file}: program={name} is neither in {' nor in '.join(map(str, dict.fromkeys(places)))}")
+    first, *rest = map(str, dict.fromkeys(places))
+    raise ConfigError(
+        f"{file}: program={name} is {f'neither in {first} nor in {rest[0]}' if rest else f'not in {first}'}"
+    )
 
 
 # ---- distributions ---------------------------------------------------------------------------------------------------

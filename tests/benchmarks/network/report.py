@@ -41,7 +41,11 @@ class Results:
     def save(self) -> None:
         import torch
 
-        machine = {"processors": os.cpu_count(), "machine": platform.machine(), "linux": platform.release().split("-")[0]}
+        machine = {
+            "processors": os.cpu_count(),
+            "machine": platform.machine(),
+            "linux": platform.release().split("-")[0],
+        }
         self.content["about"] = machine | {"torch": torch.__version__, "written": time.strftime("%Y-%m-%d %H:%M")}
         self.file.parent.mkdir(parents=True, exist_ok=True)
         draft = self.file.with_suffix(".partial")
