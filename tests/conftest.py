@@ -135,8 +135,11 @@ def _worker(pipe: Any, rank: int, n: int, port: int, function: Callable[..., Any
 
 @pytest.fixture(autouse=True)
 def _no_wandb_left() -> Iterator[None]:
-    """What W&B has read of one test's environment is not what the next one's commands, which are forked, begin with."""
+    """Commands, which are forked, do not begin with what W&B, and Lightning for it, have set for an earlier test."""
+    mode = os.environ.get("WANDB_MODE")
     yield
+    if mode is None:
+        os.environ.pop("WANDB_MODE", None)
     if (wandb := sys.modules.get("wandb")) is not None:
         wandb.teardown()
 
