@@ -140,7 +140,7 @@ def measure_of(runs: Sequence[Any], said: Sequence[str]) -> tuple[str, str]:
             if key in (f"val_{next(iter(judged))}", f"test_{next(iter(judged))}"):
                 return key, better
             higher = {each for run in runs for each in str(run.summary.get("higher_is_better") or "").split(",")}
-            is_one = key.partition("_")[2] in higher or "accuracy" in key or key == "steps_per_second"
+            is_one = key.partition("_")[2] in higher - {""} or "accuracy" in key or key == "steps_per_second"
             return key, "higher" if is_one else "lower"
     raise ConfigError(f"y={said[0]}: no run has it{did_you_mean(name, keys)}")
 

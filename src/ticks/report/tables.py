@@ -126,7 +126,7 @@ def table_of(groups: Sequence[Group], measure: str, *, against: str | None = Non
         columns.append(("n", [str(len(found.of(measure))) for found in groups]))
         if alone := [found.name for found in groups if len(found.of(measure)) == 1]:
             notes.append(f"one run only, so no interval: {'; '.join(alone)}")
-    else:
+    elif any(found.of(measure) for found in groups):
         notes.append("one run each: how much another seed would change it is not known")
     for status in dict.fromkeys(status for found in groups for status in found.failures(measure)):
         columns.append((status, [str(found.failures(measure).get(status, 0)) for found in groups]))
