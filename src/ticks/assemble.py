@@ -83,9 +83,9 @@ class Parts:
             )
         if not self.uses_model:
             notes.append(f"{task} takes no model: model={choices.get('model')} is not used")
-        if choices.get("tuning", "full") != "full" and not getattr(getattr(self.task, "model", None), "source", None):
+        if choices.get("tuning") and not getattr(getattr(self.task, "model", None), "source", None):
             notes.append(
-                f"tuning={choices['tuning']} freezes a model that nobody has trained: pretrained=RUN model=pretrained"
+                f"tuning={choices['tuning']} is for a model that is trained already: pretrained=RUN model=pretrained"
             )
         if self.own_optimizer:
             notes.append(
