@@ -27,6 +27,15 @@ def test_a_run_knows_what_it_was_told(tmp_path: Path) -> None:
     assert "config_digest" not in found.settings
 
 
+def test_a_choice_that_stands_for_nothing_is_called_as_it_was_typed(tmp_path: Path) -> None:
+    choices, config = {"tuning": "full", "timeline": "none"}, {"tuning": None, "timeline": None}
+    run(tmp_path / "typed", typed={"tuning": "full", "timeline": "none"}, choices=choices, config=config)
+    run(tmp_path / "untyped", choices=choices, config=config)
+    typed, untyped = load_runs([tmp_path])
+    assert (typed.settings["tuning"], typed.settings["timeline"]) == ("full", None)
+    assert untyped.settings["tuning"] is None
+
+
 @pytest.mark.parametrize("content", ["[1, 2]", "a: [", "\0"])
 def test_a_configuration_that_cannot_be_read_is_done_without(
     content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
