@@ -6,6 +6,7 @@ import runpy
 import shlex
 import shutil
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,24 @@ def test_ticks_on_somebody_elses_transformer_do_what_the_example_says(capsys: py
     assert said[2:4] == ["read back: True", "mixed is each by itself: True"]
     assert said[4].startswith("merged: 72 hidden units, difference ")
     assert float(said[4].rpartition(" ")[2]) < 1e-4
+
+
+def test_a_linear_model_learns_from_the_same_few_texts(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn")
+    example = runpy.run_path(str(REPOSITORY / "docs" / "examples" / "tfidf_baseline.py"))
+    example["main"](None, labelled=(10,))
+    assert capsys.readouterr().out == "10 of each class: 0.879 ± 0.047\n"
+
+
+def test_snippets_are_read_from_the_archive_within_the_archive(tmp_path: Path) -> None:
+    example = runpy.run_path(str(REPOSITORY / "docs" / "examples" / "vader_snippets.py"))
+    inside, outside = tmp_path / "hutto_ICWSM_2014.tar.gz", tmp_path / "vaderSentiment-3.3.2.tar.gz"
+    (lines := tmp_path / "lines.txt").write_text("1\t2.5\ta joy\n2\t-1.2\ta bore\n3\t0.0\ta film\nno row\n")
+    with tarfile.open(inside, "w:gz") as archive:
+        archive.add(lines, "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt")
+    with tarfile.open(outside, "w:gz") as archive:
+        archive.add(inside, f"vaderSentiment-3.3.2/additional_resources/{inside.name}")
+    assert example["snippets"](outside, "movies") == [("a joy", "positive"), ("a bore", "negative")]
 
 
 PAIRS = (REPOSITORY / "docs" / "sequence_to_sequence.md").read_text()

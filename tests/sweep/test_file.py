@@ -46,11 +46,9 @@ def test_every_combination_composes_and_says_what_it_changes(file: Path) -> None
     for spec in sweep.parameters.values():
         n *= len(spec.get("values", [0]))
     assert len({tuple(job) for job in jobs}) == len(jobs) == n
-    seen: set[str] = set()
-    for job in jobs:  # each value at least once
-        if not seen.issuperset(job):
-            seen.update(job)
-            composed(job)
+    axes = {key: spec.get("values", [spec.get("value")]) for key, spec in sweep.parameters.items()}
+    for i in range(max(len(values) for values in axes.values())):  # each value at least once
+        composed(sweep.job({key: values[i % len(values)] for key, values in axes.items()}))
 
 
 def composed(job: list[str]) -> None:
