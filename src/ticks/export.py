@@ -4,6 +4,7 @@ Models of transformers need the extra `tuning`, ONNX the extra `export`.
 """
 
 import copy
+import json
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ticks.models.changes import AdapterError, CannotMerge, merge, save_adapter, tasks_of
+from ticks.models.changes import AdapterError, CannotMerge, merge, remove_task, save_adapter, tasks_of
+from ticks.models.changes.tasks import chosen_of
+from ticks.models.pretrained import quiet
 
 PLACES = {
     "adapter": "adapter.safetensors", "merged": "merged", "onnx": "model.onnx", "torch": "model.pt2",
@@ -30,16 +33,22 @@ def export(task: Any, data: Any, kind: str, out: Path, *, named: bool) -> Iterat
     CannotExport if it cannot be, or computes something else then."""
     place = out if named else out / PLACES[kind]
     place.parent.mkdir(parents=True, exist_ok=True)
+    if others := tasks_of(task.model):
+        others.remove(own := chosen_of(task.model).name or others[-1])
+        if others:
+            yield f"note: of the task {own!r}, which the run has trained; {', '.join(others)} stays with its own run"
     if kind == "adapter":
         yield from _adapter(task.model, place)
+        yield _about(task.model, data, place)
         return
     x = inputs_of(data)
     model, note = _merged(task.model)
     expected = task.model(x).detach()
     if kind == "merged":
-        if note or not tasks_of(task.model):
-            raise CannotExport(note or "the model has no ticks and no task norms")
+        if note:
+            raise CannotExport(note)
         yield from _own_format(model, data, place, x, expected)
+        yield _about(model, data, place)
         return
     if note and kind == "int8":
         raise CannotExport(f"ticks that stay beside the FFNs cannot be written so: {note}")
@@ -47,6 +56,7 @@ def export(task: Any, data: Any, kind: str, out: Path, *, named: bool) -> Iterat
         yield f"note: ticks stay beside the FFNs: {note}"
     write = {"onnx": _onnx, "torch": _program, "int8": _int8}[kind]
     yield from write(model, place, x, expected, task, data)
+    yield _about(model, data, place)
 
 
 def inputs_of(data: Any) -> Tensor:
@@ -61,12 +71,41 @@ def inputs_of(data: Any) -> Tensor:
 
 
 def _merged(model: nn.Module) -> tuple[nn.Module, str]:
-    """A copy with its ticks merged, as far as that is possible, and a note where it is not."""
+    """A copy with the chosen task's ticks, or low-rank updates, merged as far as that is possible, and a note where it
+    is not; without other tasks."""
     model = copy.deepcopy(model).eval()
+    own = chosen_of(model).name if tasks_of(model) else None
+    for other in tasks_of(model):
+        if own is not None and other != own:
+            remove_task(model, other)
+    for name, module in _low_rank(model):
+        module.merge(safe_merge=True)
+        model.set_submodule(name, module.get_base_layer())
     try:
         return (merge(model) if tasks_of(model) else model), ""
     except CannotMerge as error:
         return model, str(error)
+
+
+def _low_rank(model: nn.Module) -> list[tuple[str, Any]]:
+    """The maps that peft has put updates beside."""
+    return [(name, m) for name, m in model.named_modules() if hasattr(m, "get_base_layer") and hasattr(m, "merge")]
+
+
+def _about(model: Any, data: Any, place: Path) -> str:
+    """Write down what the numbers mean that go in and come out."""
+    head, tokenizer = getattr(model, "head", None), getattr(data, "tokenizer", None)
+    said = {
+        "classes": getattr(data, "class_names", None),
+        "pooling": getattr(head, "pooling", None),
+        "pad_id": getattr(model, "pad_id", None),
+        "block_size": getattr(data, "block_size", None),
+        "tokens": getattr(tokenizer, "unit", None),
+        "base": getattr(model, "source", None),
+    }
+    file = place / "about.json" if place.is_dir() else place.with_name(f"{place.name}.json")
+    file.write_text(json.dumps({key: value for key, value in said.items() if value is not None}, indent=2) + "\n")
+    return f"{file}: classes and what else an input and an output mean"
 
 
 def _compared(found: Tensor, expected: Tensor, place: Path) -> str:
@@ -84,12 +123,19 @@ def _size(place: Path) -> str:
 def _adapter(model: Any, place: Path) -> Iterator[str]:
     """What stands beside the body, so that it goes beside any copy of that; the head, no part of it, as well."""
     body = getattr(model, "body", model)
+    if not tasks_of(model):
+        raise CannotExport(f"the model has no ticks and no task norms; {_instead(model)}")
     try:
-        yield _size(save_adapter(body, place))
+        yield _size(save_adapter(body, place, task=chosen_of(model).name))
     except AdapterError as error:
         raise CannotExport(str(error)) from None
     if body is not model and getattr(model, "head", None) is not None:
         yield _size(_head(model, place.parent))
+
+
+def _instead(model: Any) -> str:
+    """The format that has all of a model that was tuned otherwise."""
+    return "format=merged has all of it" if hasattr(getattr(model, "body", None), "save_pretrained") else "format=torch"
 
 
 def _head(model: Any, folder: Path) -> Path:
@@ -105,9 +151,13 @@ def _own_format(model: Any, data: Any, out: Path, x: Tensor, expected: Tensor) -
     body: Any = getattr(model, "body", None)
     if not hasattr(body, "save_pretrained"):
         raise CannotExport("only models of transformers have a format of their own to be merged into; format=torch")
+    import transformers
+
     if getattr(body.config, "is_encoder_decoder", False):
         raise CannotExport("its format is that of encoder and decoder, of which only the encoder is here; format=torch")
     out.mkdir(parents=True, exist_ok=True)
+    if (classes := getattr(data, "class_names", None)) is not None:
+        body.config.id2label, body.config.label2id = dict(enumerate(classes)), {c: i for i, c in enumerate(classes)}
     body.save_pretrained(out)
     tokenizer: Any = getattr(getattr(data, "tokenizer", None), "_tokenizer", None)
     if hasattr(tokenizer, "save_pretrained"):
@@ -115,7 +165,8 @@ def _own_format(model: Any, data: Any, out: Path, x: Tensor, expected: Tensor) -
     if getattr(model, "head", None) is not None:
         _head(model, out)
     again = copy.deepcopy(model)
-    again.body = type(body).from_pretrained(out).eval()
+    with quiet(transformers.utils.logging):
+        again.body = type(body).from_pretrained(out).eval()
     yield _compared(again(x).detach(), expected, out)
     yield _size(out)
 

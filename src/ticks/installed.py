@@ -25,6 +25,8 @@ def place_of(name: str | None) -> tuple[str, dict[str, str]]:
         )
     if not name.startswith(PACKAGE):
         place = os.path.expanduser(name)
+        if not os.path.exists(place) and (place.startswith((".", os.sep)) or place.count("/") > 1):
+            raise ArgumentError("name", name, "does not exist")
         return _file(Path(place)) if place.endswith(GGUF) else (place, {})
     package = name.removeprefix(PACKAGE)
     spec = find_spec(package)

@@ -168,7 +168,7 @@ def test_a_mistake_is_one_line_before_anything_begins(phases: str, message: str,
         ("{timeline:{it:{do:{_target_:ticks.timeline.Freeze,match:'.'}}}}",
          "phases.second: timeline: from step 1 on, by it: nothing trains"),
         ("{timeline:lr_steps,timeline.tenth.until:80%}", "sets the learning rate's factor while tenth does"),
-        ("{model:pretrained,task:classification,data:topics}", "phases.second: model.name=None is not set"),
+        ("{model:pretrained,task:classification,data:topics}", "phases.second: pretrained=None is not set"),
     ],
 )  # fmt: skip
 def test_a_later_phase_is_tried_before_the_first_begins(second: str, message: str, tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ that what was written computes the same.
 
   run=RUN_DIR      the run's directory (required)
   format=FORMAT    merged   the base's own format, ticks and norms made part
-                            of it (a folder for from_pretrained)
+                            of it (a folder for from_pretrained); of any other
+                            tuning of such a base, too
                    adapter  the ticks and norms alone (safetensors), for
                             load_adapter on the same base; the head beside it
                    onnx     for onnxruntime, batch and length free
@@ -31,7 +32,7 @@ def main(arguments: list[str]) -> None:
         raise ConfigError(f"unknown option '{rest[0]}'{did_you_mean(rest[0].partition('=')[0], options)}")
     run_dir, kind = run_of(options["run"]), options["format"]
     if kind not in FORMATS:
-        raise ConfigError(f"format={kind} must be one of {', '.join(FORMATS)}")
+        raise ConfigError(f"format={kind or ''} must be one of {', '.join(FORMATS)}")
     out = Path(options["out"]).expanduser().resolve() if options["out"] else run_dir.resolve() / "export"
     if options["out"] and (out.is_file() if kind == "merged" else out.is_dir()):
         wanted, there = ("folder", "file") if kind == "merged" else ("file", "folder")

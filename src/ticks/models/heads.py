@@ -59,6 +59,7 @@ class ClassificationHead(nn.Module):
         at_least(1, n_classes=n_classes)
         one_of(POOLINGS, pooling=pooling)
         share(dropout=dropout)
+        self.pooling = pooling
         self.pool = POOLINGS[pooling]
         self.dropout = nn.Dropout(dropout)
         self.linear = role("head", nn.Linear(d_model, n_classes))

@@ -151,7 +151,7 @@ def _loaded(name: str | None, load: Load | None, kind: str) -> nn.Module:
     except ImportError:
         raise ModuleNotFoundError('pretrained models need transformers: pip install -e ".[tuning]"') from None
     try:
-        with _quiet(transformers.utils.logging):
+        with quiet(transformers.utils.logging):
             body, about = getattr(transformers, kind).from_pretrained(
                 folder, dtype=torch.float32, output_loading_info=True, **options
             )
@@ -170,7 +170,7 @@ def _loaded(name: str | None, load: Load | None, kind: str) -> nn.Module:
 
 
 @contextmanager
-def _quiet(logging: Any) -> Iterator[None]:
+def quiet(logging: Any) -> Iterator[None]:
     """Without warnings and bars of transformers', whatever it says otherwise."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

@@ -25,7 +25,9 @@ def announce(
 ) -> None:
     """Print what begins; `notes` are what is not promised, a line each."""
     parameters = sum(p.numel() for p in task.parameters())
-    line = f"{parameters:,} parameters; {trainer.world_size} worker(s) on {trainer.strategy.root_device.type}"
+    trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
+    count = f"{parameters:,} parameters" + (f", {trained:,} of which train" if trained < parameters else "")
+    line = f"{count}; {trainer.world_size} worker(s) on {trainer.strategy.root_device.type}"
     if worker_batch_size is not None:
         line += f"; {data.step_label()} per step, {worker_batch_size} per worker and batch"
     tokens, interval = contract.tokens_per_step(data), fixed_interval(trainer.strategy)

@@ -291,6 +291,30 @@ def test_heads_of_several_tasks() -> None:
         heads(x)
 
 
+def test_a_body_that_was_taken_out_of_a_model_is_looked_at_in_another_one_and_can_be_copied() -> None:
+    class Around(nn.Module):
+        def __init__(self, body: nn.Module) -> None:
+            super().__init__()
+            self.body = body
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return output(self.body, x)
+
+    whole = Around(made("bert"))
+    for task in ("a", "b"):
+        attach_ticks(whole, 2, task=task)
+    body = whole.body
+    del whole
+    other = Around(body)
+    again = copy.deepcopy(other)
+    for model in (other, again, copy.deepcopy(again)):
+        set_task(model, ["a", "b"])
+        with pytest.raises(ArgumentError, match="must be as many as the 3 examples"):
+            model(TOKENS[:1].repeat(3, 1))
+    remove_task(remove_task(again, "a"), "b")
+    assert not any(module._forward_pre_hooks for module in again.modules())
+
+
 def test_what_is_chosen_is_one_for_the_whole_model() -> None:
     model = several("bert")
     assert len({id(module.chosen) for module in model.modules() if hasattr(module, "chosen")}) == 1

@@ -130,7 +130,7 @@ def remove_task(model: nn.Module, task: str) -> nn.Module:
     left = tasks_of(model)
     chosen.name, chosen.names = (left[0] if left else None), None
     if not left:
-        chosen.unhook()
+        chosen.unhook(model)
     return model
 
 

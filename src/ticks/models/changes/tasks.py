@@ -20,18 +20,24 @@ class Chosen:
         self.names: tuple[str, ...] | None = None
         self.n_tokens: int | None = None  # of each example of a batch of token ids
         self.brought: dict[str, tuple[str, ...]] = {}  # by task: what of the base its adapter file has put in place
-        self._handle: RemovableHandle | None = None
         self._indices: dict[Any, Tensor] = {}
 
     def hook(self, model: nn.Module) -> None:
         """Look at what the model is given, from now on."""
-        if self._handle is None:
-            self._handle = model.register_forward_pre_hook(self.look, with_kwargs=True)
+        if not any(True for _ in self._looks(model)):
+            model.register_forward_pre_hook(self.look, with_kwargs=True)
 
-    def unhook(self) -> None:
-        if self._handle is not None:
-            self._handle.remove()
-        self._handle = None
+    def unhook(self, model: nn.Module) -> None:
+        """Look at nothing any more that is given to the model or to a part of it."""
+        for module in model.modules():
+            for number in list(self._looks(module)):
+                del module._forward_pre_hooks[number]
+                module._forward_pre_hooks_with_kwargs.pop(number, None)
+
+    def _looks(self, module: nn.Module) -> Iterator[int]:
+        """The numbers of its hooks at a module. (A handle of them cannot be copied with a model: that of a wrapper
+        which is gone, torch fails on.)"""
+        return (n for n, hook in module._forward_pre_hooks.items() if getattr(hook, "__self__", None) is self)
 
     def indices(self, known: Sequence[str], device: torch.device) -> Tensor:
         """Each example's task as a number in `known`; what is not there is `len(known)`: (B,)."""
@@ -99,7 +105,7 @@ def chosen_of(model: nn.Module) -> Chosen:
     several = list({id(module.chosen): module.chosen for module in modules}.values())
     chosen, *others = several or [Chosen()]
     for other in others:
-        other.unhook()
+        other.unhook(model)
         chosen.brought |= other.brought
     for module in modules:
         module.chosen = chosen
