@@ -57,30 +57,30 @@ def test_the_rules_of_the_page_are_rules(tmp_path: Path) -> None:
     assert command.output.rstrip().endswith("a rule has match, weight_decay, lr_factor")
 
 
-EVIDENCE = (REPOSITORY / "docs" / "evidence.md").read_text()
 VALUE = r"([+-]?\d+\.\d+) ± (\d+\.\d+)"
 
 
 @pytest.mark.workers  # no worker, but seconds
+@pytest.mark.parametrize(("page", "reports", "values"), [("evidence.md", 7, 25), ("fine-tuning.md", 3, 40)])
 def test_the_tables_and_pictures_of_the_evidence_are_those_of_its_frames(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    page: str, reports: int, values: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     pytest.importorskip("scipy")
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setenv("COLUMNS", "250")
-    text = EVIDENCE.replace("\\\n", " ")
+    text = (REPOSITORY / "docs" / page).read_text().replace("\\\n", " ")
     lines = re.findall(rf"^{NAME} report (docs/evidence/\w+\.csv .*)$", text, flags=re.MULTILINE)
-    assert len(lines) >= 7
+    assert len(lines) >= reports
     for line in lines:
         arguments = shlex.split(line.partition(" #")[0])
         report_command([re.sub(r"^out=docs/evidence", f"out={tmp_path}", argument) for argument in arguments])
     shown = [(float(mean), float(half)) for mean, half in re.findall(VALUE, capsys.readouterr().out)]
     said = re.findall(VALUE, "\n".join(line for line in text.splitlines() if line.startswith("|")))
-    assert len(said) > 25
+    assert len(said) > values
     for mean, half in said:
         near = [m for m, h in shown if abs(m - float(mean)) < 0.0006 and abs(h - float(half)) < 0.0006]
         assert near, f"{mean} ± {half} is in no table"
-    for name in re.findall(r"\]\((evidence/\w+\.png)\)", EVIDENCE):
+    for name in re.findall(r"\]\((evidence/\w+\.png)\)", text):
         assert (REPOSITORY / "docs" / name).is_file()
         assert (tmp_path / Path(name).name).stat().st_size > 10_000
 

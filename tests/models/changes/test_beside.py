@@ -17,6 +17,7 @@ from ticks.models.changes import (
     set_task,
     task_norms,
     train_only,
+    tuning,
 )
 
 every = pytest.mark.parametrize("name", list(FAMILIES))
@@ -151,6 +152,14 @@ def test_a_model_that_nobody_listed_is_refused_with_what_was_seen_and_named_by_t
     assert not torch.equal(model(x), before)
     with pytest.raises(ArgumentError, match="it has no linear maps at all"):
         attach_ticks(nn.Sequential(nn.ReLU()))
+
+
+def test_beside_updates_of_lora_there_is_no_place() -> None:
+    pytest.importorskip("peft")
+    model = made("bert")
+    tuning.lora(model, rank=2)
+    with pytest.raises(ArgumentError, match="holds LoRA's updates, beside which ticks have no place: merge them first"):
+        attach_ticks(model)
 
 
 @pytest.mark.parametrize(

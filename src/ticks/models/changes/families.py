@@ -81,6 +81,9 @@ def find_ffns(model: nn.Module, families: Sequence[Family] = FAMILIES) -> list[F
             place = (before + family.up).rpartition(".")[0] or before.rstrip(".")
             found[name] = FFN(place, up, down, gate, act, d_model, d_ff)
     if not found:
+        if any(hasattr(module, "get_base_layer") for module in modules.values()):
+            wrong = "holds LoRA's updates, beside which ticks have no place: merge them first"
+            raise ArgumentError("model", type(model).__name__, wrong)
         raise ArgumentError("model", type(model).__name__, f"has no FFN of a known family; {_seen(modules)}")
     return [found[name] for name in modules if name in found]
 
