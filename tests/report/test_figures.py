@@ -97,6 +97,19 @@ def test_beside_the_lines_are_the_differences_by_seed(tmp_path: Path) -> None:
         draw(groups, MEASURE, out, x=interval, against="model=x")
 
 
+def test_numbers_with_a_nought_among_them_that_would_lie_on_each_other_stand_side_by_side(tmp_path: Path) -> None:
+    for weight in (0.1, 0.0, 0.001):
+        typed = {"task.regulariser.weight": weight}
+        config = {"task": {"regulariser": {"weight": weight}}}
+        run(tmp_path / "runs" / str(weight), typed=typed, config=config, choices={}, val_bits_per_byte=2 + weight)
+    figure = drawn(tmp_path / "runs", tmp_path / "a.svg", ["task.regulariser.weight"])
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["0", "0.001", "0.1"]
+    assert list(axes.get_xticks()) == [0, 1, 2]
+    assert axes.get_xlabel() == "weight (not to scale)"
+    assert next(list(line.get_ydata()) for line in axes.lines if len(line.get_ydata()) == 3) == [2.0, 2.001, 2.1]
+
+
 def test_curves_are_means_over_the_seeds_with_their_interval(tmp_path: Path) -> None:
     found = group(load_runs([grid(tmp_path)]))[1]
     points = curve(found, MEASURE, "bytes_sent")

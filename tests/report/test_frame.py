@@ -33,13 +33,14 @@ def test_a_row_is_a_run_with_what_was_swept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_what_was_written_is_read_again(suffix: str, tmp_path: Path) -> None:
     grid(tmp_path / "runs", norms=("ln", "none"))  # a name that pandas would take for nothing
-    run(tmp_path / "runs" / "lost", status="diverged", val_bits_per_byte=None, choices={"model": "ln"}, seed=9)
+    run(tmp_path / "runs" / "lost", status="diverged", val_bits_per_byte=None, choices={"model": "ln"}, seed=9, gap_loss=0.5)
     runs = load_runs([tmp_path / "runs"])
     out = tmp_path / "new" / f"runs.{suffix}"
     files = frame.write(runs, out)
     assert [file.name for file in files] == [f"runs.{suffix}", f"runs.curves.{suffix}"]
     again = frame.read(out)
     assert table(again) == table(runs)
+    assert [found.summary.get("gap_loss") for found in again].count(0.5) == 1
     assert [found.failures() for found in group(again)] == [found.failures() for found in group(runs)]
     for x in ("step", "bytes_sent"):
         assert [curve(found, MEASURE, x) for found in group(again)] == [

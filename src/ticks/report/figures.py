@@ -270,6 +270,9 @@ def lines(groups: Sequence[Group], measure: str, out: Path, x: str, against: str
     values = [setting(run, x) for found in groups for run in found.runs]
     numeric = all(isinstance(value, int | float) for value in values)
     ticks: list[Any] = sorted(set(values)) if numeric else list(dict.fromkeys(map(shown, values)))
+    is_log = numeric and len(ticks) > 2 and min(ticks) > 0 and max(ticks) / min(ticks) >= 8
+    if crowded := numeric and not is_log and _crowded(ticks):
+        numeric, ticks = False, [shown(tick) for tick in ticks]
     means = {id(group): _estimate(list(of.values())) for group in groups if (of := group.of(measure))}
     panels = [(_axis(measure), _lines(groups, x, ticks, numeric, means), sizes(groups, measure))]
     if against is not None:
@@ -284,7 +287,7 @@ def lines(groups: Sequence[Group], measure: str, out: Path, x: str, against: str
     for lost in [label_of(group) for group in groups if id(group) not in means]:
         print(f"warning: no run has finished, not drawn: {lost}", file=sys.stderr, flush=True)
     shades, marks = dict(zip(names, colours(names), strict=True)), dict(zip(names, MARKERS * len(names), strict=False))
-    is_log = numeric and len(ticks) > 2 and min(ticks) > 0 and max(ticks) / min(ticks) >= 8
+    note = " (log scale)" if is_log else " (not to scale)" if crowded else ""
     with picture(out, columns=len(panels), size=(6.0 if len(panels) == 1 else 5.2, 4.0)) as axes:
         for place, (label, found, of_runs) in zip([axes] if len(panels) == 1 else axes, panels, strict=True):
             ends: list[tuple[float, float, str, str]] = []
@@ -299,7 +302,7 @@ def lines(groups: Sequence[Group], measure: str, out: Path, x: str, against: str
                 place.set_xscale("log", base=2)
                 place.minorticks_off()
             place.set_xticks(ticks if numeric else range(len(ticks)), [shown(tick) for tick in ticks])
-            place.set_xlabel(_last(x) + (" (log scale)" if is_log else ""))
+            place.set_xlabel(_last(x) + note)
             place.set_ylabel(label)
             if found is not panels[0][1]:
                 place.axhline(0.0, color=GREY, linestyle=":", linewidth=1)
@@ -336,6 +339,11 @@ def _differences(groups: Sequence[Group], measure: str, against: str) -> dict[in
         found[id(group)] = Single(mean, mean - half, mean + half), one.estimate.n
         found[id(base)] = Single(0.0, 0.0, 0.0), 0
     return found
+
+
+def _crowded(ticks: Sequence[float]) -> bool:
+    """Whether some would lie on each other, as 0, 0.001 and 0.1 do."""
+    return len(ticks) > 2 and 15 * min(b - a for a, b in pairwise(ticks)) < ticks[-1] - ticks[0]
 
 
 def _apart(x: Sequence[float], place: float, ticks: Sequence[float], *, log: bool) -> list[float]:
