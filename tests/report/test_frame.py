@@ -33,7 +33,14 @@ def test_a_row_is_a_run_with_what_was_swept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_what_was_written_is_read_again(suffix: str, tmp_path: Path) -> None:
     grid(tmp_path / "runs", norms=("ln", "none"))  # a name that pandas would take for nothing
-    run(tmp_path / "runs" / "lost", status="diverged", val_bits_per_byte=None, choices={"model": "ln"}, seed=9, gap_loss=0.5)
+    run(
+        tmp_path / "runs" / "lost",
+        status="diverged",
+        val_bits_per_byte=None,
+        choices={"model": "ln"},
+        seed=9,
+        gap_loss=0.5,
+    )
     runs = load_runs([tmp_path / "runs"])
     out = tmp_path / "new" / f"runs.{suffix}"
     files = frame.write(runs, out)

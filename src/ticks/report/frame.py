@@ -107,7 +107,9 @@ def read(file: Path) -> list[Run]:
     for row in table.to_dict("records"):
         values = {name: _plain(value) for name, value in row.items()}
         about = {
-            name: value for name, value in values.items() if name in summary.KEYS or name.startswith(("val_", "test_", "gap_"))
+            name: value
+            for name, value in values.items()
+            if name in summary.KEYS or name.startswith(("val_", "test_", "gap_"))
         }
         settings = {name: value for name, value in values.items() if name not in about and name != "run"}
         settings |= {name: values[name] for name in ("strategy", "seed") if name in values}
