@@ -99,7 +99,8 @@ class Parts:
 def _check_pretrained(config: DictConfig) -> None:
     """ConfigError if what is to be gone on from cannot be found, under the name that people give it by."""
     name = config.get("pretrained")
-    asking = [node for node in (config.model, config.data.get("tokenizer")) if isinstance(node, DictConfig)]
+    nodes = [node for node in (config.model, config.data.get("tokenizer")) if isinstance(node, DictConfig)]
+    asking = [node for node in nodes if ".Pretrained" in str(node.get("_target_"))]
     if is_run(name) or not any("name" in node and node.name == name for node in asking):
         return
     try:
