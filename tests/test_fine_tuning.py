@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import only_run, run_command, run_forked, run_workers
+from tests.conftest import REPOSITORY, only_run, run_command, run_forked, run_workers
 from tests.models.pretrained_made import write_bert, write_llama
 from ticks.assemble import restored
+from ticks.config import build, compose_strictly
 from ticks.export import CannotExport, export
 from ticks.job import resumed_job
 from ticks.models.changes import digest, load_adapter, set_task, tasks_of
@@ -107,6 +108,30 @@ def test_the_base_is_bit_identical_whatever_the_strategy(more: str, bert: Path, 
 def plain_name(name: str) -> str:
     """Without what peft puts around a map."""
     return name.replace(".base_layer.", ".")
+
+
+@pytest.mark.parametrize(
+    ("name", "ticks", "norms", "head"),
+    [("ticks", 1, None, 10), ("ticks_norm", 1, 10, 10), ("norm", None, 10, 10), ("head", None, None, 30),
+     ("bitfit", None, 3, 3), ("lora", None, None, 3), ("full", None, 0.3, 0.3)],
+)  # fmt: skip
+def test_each_way_takes_its_share_of_the_learning_rate(
+    name: str, ticks: float | None, norms: float | None, head: float, bert: Path
+) -> None:
+    from ticks.models import PretrainedClassifier
+    from ticks.optim import grouped
+
+    config = compose_strictly([f"tuning={name}"], REPOSITORY / "configs")
+    assert not compose_strictly([], REPOSITORY / "configs").parameter_groups
+    model = PretrainedClassifier(str(bert), vocab_size=26, n_classes=2)
+    if config.tuning is not None:
+        build(config.tuning, "tuning")(model)
+    groups = grouped(model, [dict(rule) for rule in config.parameter_groups], lr=1.0)
+    rates = {id(p): group.get("lr", 1.0) for group in groups for p in group["params"]}
+    trained = {name: rates[id(p)] for name, p in model.named_parameters() if p.requires_grad}
+    for part, wanted in ((".ticks.tasks.", ticks), ("LayerNorm.", norms), ("head.", head)):
+        found = {rate for name, rate in trained.items() if part in name}
+        assert found == ({wanted} if wanted is not None else set()), part
 
 
 def test_a_frozen_parameter_that_changes_ends_the_run(bert: Path) -> None:
@@ -264,6 +289,7 @@ def test_another_task_beside_the_first(tuned: Path, bert: Path, tmp_path: Path) 
     assert not torch.equal(features(second.body, x, x != 0), features(first.body, x, x != 0))
     set_task(second, "task")
     assert torch.equal(features(second.body, x, x != 0), features(first.body, x, x != 0))
+    assert f" parameters, {about(run)['n_trainable']:,} of which train; 1 worker(s)" in output
     run_workers(1, the_second_is_exported, run, bert, tmp_path)
     code, output = run_command(tmp_path, *start(Path(tuned)))
     assert code == 2, output

@@ -24,7 +24,7 @@ class Chosen:
 
     def hook(self, model: nn.Module) -> None:
         """Look at what the model is given, from now on."""
-        if not any(True for _ in self._looks(model)):
+        if next(self._looks(model), None) is None:
             model.register_forward_pre_hook(self.look, with_kwargs=True)
 
     def unhook(self, model: nn.Module) -> None:
