@@ -17,7 +17,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, Command, free_port, only_run, run_command
 from tests.test_shutdown import gone
-from ticks import jobs, session, signals, train
+from ticks import job, jobs, session, signals, train
 from ticks.config import ConfigError
 from ticks.job import Job
 from ticks.session import Failures
@@ -161,7 +161,7 @@ def test_no_directory_is_left_of_a_run_that_never_began(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(train, "run", fails)
     with pytest.raises(KeyError):
-        train._do(Job("fit", {}, {}, str(tmp_path / "run"), ""))
+        train._do(lambda: Job("fit", {}, {}, str(tmp_path / "run"), ""))
     assert not list(tmp_path.iterdir())
 
 
@@ -299,6 +299,41 @@ def test_ctrl_c_between_a_directory_and_a_run_in_it_leaves_none_and_says_so(
     assert command.end(10) == 130
     assert command.output.splitlines() == ["imports", "stopped by SIGINT before anything was done"]
     assert not list((tmp_path / "logs" / "runs").iterdir()), command.output
+
+
+def test_ctrl_c_between_a_directory_and_what_is_to_be_done_in_it_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plain(config: object) -> None:
+        print("plans", flush=True)
+        time.sleep(60)
+
+    monkeypatch.setattr(job, "plain", plain)
+    command = Command(tmp_path, *QUIET)
+    command.wait_for("plans")
+    assert len(list((tmp_path / "logs" / "runs").iterdir())) == 1
+    os.kill(command.process.pid or 0, signal.SIGINT)
+    assert command.end(10) == 130
+    assert command.output.splitlines() == ["plans", "stopped by SIGINT before anything was done"]
+    assert not list((tmp_path / "logs" / "runs").iterdir())
+
+
+def test_no_directory_is_left_where_a_run_waits_in_c_before_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loads(session: object) -> None:
+        print("loads", flush=True)
+        wait_in_c()
+
+    monkeypatch.setattr(signals, "LEAVE_SECONDS", 1.0)
+    monkeypatch.setattr(session.Session, "go", loads)
+    command = Command(tmp_path, *QUIET)
+    command.wait_for("loads")
+    assert len(list((tmp_path / "logs" / "runs").iterdir())) == 1
+    os.kill(command.process.pid or 0, signal.SIGINT)
+    assert command.end(10) == 130
+    assert "stopped by SIGINT while waiting: everything was left at once" in command.output
+    assert not list((tmp_path / "logs" / "runs").iterdir())
 
 
 def test_an_impatient_second_ctrl_c_leaves_a_true_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

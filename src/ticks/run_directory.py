@@ -14,9 +14,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ticks.config import ConfigError, digest
 from ticks.record import summary
+from ticks.signals import put_off
 
 SCHEDULE = {"warmup_steps": "warmup_steps", "min_ratio": "min_lr_ratio"}  # what a task once said of it
 RUNS, MULTIRUNS = Path("logs/runs"), Path("logs/multiruns")
+made: set[Path] = set()  # by this process, or for it
 
 
 def new_run_directory(name: str) -> Path:
@@ -26,8 +28,9 @@ def new_run_directory(name: str) -> Path:
         RUNS.mkdir(parents=True, exist_ok=True)
         for attempt in range(1, 1000):
             directory = RUNS / (stem if attempt == 1 else f"{stem}-{attempt}")
-            with suppress(FileExistsError):
+            with suppress(FileExistsError), put_off():
                 directory.mkdir()
+                made.add(directory)
                 return directory
     raise ConfigError(f"cannot create a run directory: {RUNS / stem} and its successors exist")
 
@@ -37,8 +40,9 @@ def chosen_run_directory(place: str) -> Path:
     directory = Path(os.path.expanduser(place))
     if any((directory / file).exists() for file in ("config.yaml", "summary.json")):
         raise ConfigError(f"run_dir={place} holds a run already: resume={place} continues it, or name another")
-    with _says_what_to_set(directory):
+    with _says_what_to_set(directory), put_off():
         directory.mkdir(parents=True, exist_ok=True)
+        made.add(directory)
     return directory
 
 
@@ -61,11 +65,18 @@ def check_here() -> None:
         raise ConfigError("the directory you are in does not exist any more: cd to one that does") from None
 
 
-def discard_if_empty(run_dir: Path) -> None:
-    """Remove a run directory in which no run began, and none is about to."""
+def discard_if_empty(run_dir: Path, *, is_mine: bool = False) -> None:
+    """Remove a run directory in which no run began, and none is about to, unless in this process (`is_mine`)."""
     with suppress(OSError):
-        if {file.name for file in run_dir.iterdir()} <= {".lock", "wandb_id.json"} and not is_locked(run_dir):
+        begun = {file.name for file in run_dir.iterdir()} - {".lock", "wandb_id.json"}
+        if not begun and (is_mine or not is_locked(run_dir)):
             shutil.rmtree(run_dir)
+
+
+def discard_made() -> None:
+    """Remove what this process made for a run that did not begin."""
+    while made:
+        discard_if_empty(made.pop())
 
 
 def find_unfinished(config: DictConfig) -> Path | None:

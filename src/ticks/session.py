@@ -15,7 +15,7 @@ from ticks import jobs
 from ticks.arguments import with_path
 from ticks.config import ConfigError, is_out_of_memory
 from ticks.job import Job, identity_of, relative
-from ticks.run_directory import locked
+from ticks.run_directory import discard_if_empty, locked
 from ticks.signals import leaving_on_signals
 from ticks.strategy.exits import STOPS
 from ticks.strategy.identity import RANKS, Identity, WrongLauncher, tasks_of_a_shell, unbelieved
@@ -146,6 +146,7 @@ class Session:
         if (launcher := self._launcher()) is not None:
             launcher.kill_all()
         if self.is_zero:
+            discard_if_empty(self.run_dir, is_mine=True)
             print(f"stopped by {signal.Signals(signum).name} while waiting: everything was left at once", flush=True)
 
     # ---- the end

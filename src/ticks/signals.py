@@ -53,6 +53,16 @@ def acting_on_signals(act: Callable[[int, Any], Any]) -> Iterator[None]:
             signal.signal(signum, had)
 
 
+@contextmanager
+def put_off() -> Iterator[None]:
+    """Signals that ask this thread to stop come behind the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def exit_by_signal(signum: int, frame: Any) -> NoReturn:
     """A handler: SystemExit 128 + signal."""
     sys.exit(128 + signum)

@@ -10,8 +10,10 @@ import os
 import signal
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,7 +36,7 @@ from ticks.config import (
 )
 from ticks.config.hydra import as_hydra_would, config_folders, flags
 from ticks.job import Job, planned_job, resumed_job
-from ticks.run_directory import check_here, discard_if_empty
+from ticks.run_directory import check_here, discard_made, made
 from ticks.session import USER_MISTAKE, die, run
 from ticks.signals import acting_on_signals, leave_on_signals
 from ticks.strategy.identity import SIZES, WrongLauncher, unbelieved
@@ -79,7 +81,7 @@ def _main(arguments: list[str], config_dir: Path) -> None:
         check_here()
         resume = {a.partition("=")[2] for a in arguments if a.startswith("resume=")} - {"auto", "null", ""}
         if resume and asked.overrides == arguments:  # the run's configuration counts, not this tree's
-            _do(resumed_job(Path(resume.pop()), arguments))
+            _do(partial(resumed_job, Path(resume.pop()), arguments))
             return
         _check_flags(asked)
         if not any(getattr(asked, flag) for flag in OTHER_CONFIGURATIONS):
@@ -88,7 +90,7 @@ def _main(arguments: list[str], config_dir: Path) -> None:
             else:
                 config = compose_strictly(asked.overrides, config_dir, place="hydra.run.dir", keep=True)
                 if asked.overrides == arguments and (own := as_hydra_would(config)) is not None:
-                    _do(planned_job(own))
+                    _do(partial(planned_job, own))
                     return
     except ConfigError as error:
         die(error)
@@ -130,10 +132,10 @@ def _hydra_job(config: DictConfig) -> float | None:
             leave_out(config, about.runtime.choices, place, about.overrides.task)
         check_keys(config, config)
         check_values(config)
-        job = planned_job(config)
         if not many:
-            _do(job)
+            _do(partial(planned_job, config))
             return None
+        job = planned_job(config)
         with jobs.signals_afterwards():  # an outcome is kept before one ends everything
             outcome = _in_a_process(job, list(about.overrides.task))
             jobs.record(about.job.num, outcome)
@@ -156,30 +158,30 @@ def _in_a_process(job: Job, overrides: list[str]) -> jobs.Outcome:
 
 def planned(jobfile: Path) -> None:
     """The entry of a multirun's job."""
-    _do(Job(**json.loads(jobfile.read_text())))
+    _do(lambda: Job(**json.loads(jobfile.read_text())))
 
 
-def _do(job: Job) -> None:
-    """Run `job` in this process. However it ends, no empty directory is left behind."""
-    run_dir = Path(job.run_dir)
-    jobs.tell(run_dir=str(run_dir.resolve()))
-
+def _do(plan: Callable[[], Job]) -> None:
+    """Run the job that `plan` comes to in this process. However it ends, no empty directory is left behind."""
     done = False
 
     def leave(signum: int, frame: Any) -> NoReturn:  # nothing has begun, what takes time is imported; or all is over
-        discard_if_empty(run_dir)
+        discard_made()
         if not done:
             print(f"stopped by {signal.Signals(signum).name} before anything was done", flush=True)
         os._exit(128 + signum)
 
     try:
         with acting_on_signals(leave):
+            job = plan()
+            made.add(Path(job.run_dir))
+            jobs.tell(run_dir=str(Path(job.run_dir).resolve()))
             run(job)
             done = True
     except ConfigError as error:
         die(error)
     finally:
-        discard_if_empty(run_dir)
+        discard_made()
 
 
 def worker(jobfile: str) -> None:
