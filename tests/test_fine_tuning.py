@@ -181,7 +181,7 @@ def test_it_is_measured_again_and_asked(tuned: Path, tmp_path: Path) -> None:
     assert code == 0, output
     answers = [json.loads(line) for line in output.split("\n") if line.startswith("{")]
     assert [answer["text"] for answer in answers] == [
-        "the phone", "the market\u2028and the shares", "he was in the team", "a\ufffdb [SEP]", "",
+        "the phone", "the market\u2028and the shares", "", "he was in the team", "a\ufffdb [SEP]", "",
     ]  # fmt: skip
     assert all(answer["class"] in ("business", "entertainment", "politics", "sports", "tech") for answer in answers)
     assert all(0.2 <= answer["share"] <= 1 for answer in answers)
@@ -226,6 +226,7 @@ def is_exported(kind: str, tuned: Path, bert: Path, tmp_path: Path) -> None:
         import onnxruntime
 
         session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+        assert [(node.name, node.shape) for node in session.get_inputs()] == [("inputs", ["batch", "length"])]
         for part in (x, x[:1, :3], x.repeat(3, 1)):
             (found,) = session.run(None, {session.get_inputs()[0].name: part.numpy()})
             torch.testing.assert_close(torch.from_numpy(found), model(part), rtol=1e-4, atol=1e-5)

@@ -219,11 +219,12 @@ def _onnx(model: nn.Module, place: Path, x: Tensor, expected: Tensor, *_: Any) -
     except ImportError as error:
         raise CannotExport(f'needs {error.name}: pip install -e ".[export]"') from None
     program, note = _exported(model, x)
+    free = {0: "batch", 1: "length"} if x.dim() == 2 and not note else {0: "batch"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             program, (x,), place, dynamo=True, external_data=False, verbose=False, input_names=["inputs"],
-            output_names=["outputs"],
+            output_names=["outputs"], dynamic_shapes=(free,),
         )  # fmt: skip
     session = onnxruntime.InferenceSession(str(place))
     (name,) = [node.name for node in session.get_inputs()]

@@ -60,4 +60,5 @@ def lines_of(file: str) -> list[str]:
         text = sys.stdin.read() if file == "-" else Path(file).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"file={file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    return [line for line in text.replace("\r\n", "\n").split("\n") if line.strip()]
+    *lines, last = text.replace("\r\n", "\n").split("\n")
+    return [*lines, last] if last else lines  # an answer for every line, whatever is in it
