@@ -141,7 +141,7 @@ def test_every_yaml_builds_what_it_describes(
             overrides[overrides.index(f"pretrained={name}")] = f"pretrained={write(tmp_path / name)}"
     own_sizes = any(f"model={name}" in overrides for name in ("mlp", "vit", "pretrained", "pretrained_lm"))
     own_sizes = own_sizes or any(o.startswith(("experiment", "debug")) for o in choice)
-    tiny = ["trainer.devices=1"] if own_sizes else [*TINY]
+    tiny = ["trainer.devices=1"] if own_sizes else ["model.d_model=32", "model.n_layers=1"]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     config = composed(*tiny, *overrides)
