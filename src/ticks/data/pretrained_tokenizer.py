@@ -10,7 +10,7 @@ import numpy as np
 
 from ticks.arguments import ArgumentError
 from ticks.data.tokenizers import Bpe, Bytes, Text, letters_of_bytes
-from ticks.installed import is_run, needs, place_of
+from ticks.installed import is_run, needs, place_of, said_by
 
 
 class PretrainedTokenizer:
@@ -110,6 +110,6 @@ def _of_a_run(run: Path) -> Bytes:
     )
     if merges is not None:
         return Bpe(merges)
-    if source := (state.get("base") or {}).get("source"):  # which it was tuned from
-        return _of_a_run(Path(source)) if is_run(source) else Theirs(source)
+    if name := ((said_by(str(run)).get("data") or {}).get("tokenizer") or {}).get("name"):  # another model's
+        return _of_a_run(Path(name)) if is_run(name) else Theirs(name)
     raise ArgumentError("name", str(run), "has learnt bytes without a padding token: train it with data/tokenizer=bpe")

@@ -135,7 +135,7 @@ def rotate(x_BxHxTxK: Tensor, base: float = 10_000.0, *, start: int = 0) -> Tens
     """Turn each pair (x_i, x_{i+K/2}) at position t by the angle t base^(-2i/K) (arXiv 2104.09864). The first position
     is `start`."""
     T, K = x_BxHxTxK.shape[-2:]
-    if torch.compiler.is_exporting():  # a program computes them for whatever length it is given
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # a program computes them for any length
         cos_LxK2, sin_LxK2 = angles(start + T, K, base, x_BxHxTxK.device, x_BxHxTxK.dtype)
     else:
         length = 1 << (start + T - 1).bit_length()  # few tables for all lengths

@@ -5,6 +5,7 @@ Shapes: B batch, T time, D features, C classes, V vocabulary. Hugging Face's com
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,7 +45,8 @@ class PretrainedClassifier(nn.Module):
         super().__init__()
         self.source = name
         self.pad_id, self.mask_id = pad_id, mask_id
-        self.body = _features_of(_loaded(name, load, "AutoModel"), name)
+        self.base = partial(_body_of_features, name, load)  # the body as it was before anything was done to it
+        self.body = self.base()
         self._causal: bool | None = None
         _check(self.body, name, vocab_size, block_size)
         self.head = ClassificationHead(width_of(self.body), n_classes, pooling=pooling, dropout=dropout)
@@ -93,7 +95,8 @@ class PretrainedLanguageModel(nn.Module):
     ) -> None:
         super().__init__()
         self.source = name
-        self.body = _loaded(name, load, "AutoModelForCausalLM")
+        self.base = partial(_body_of_text, name, load)  # the body as it was before anything was done to it
+        self.body: Any = self.base()
         if not hasattr(self.body, "config") and not hasattr(self.body, "generate"):
             raise ArgumentError("name", name, f"is a {type(self.body).__name__}, which writes no text")
         _check(self.body, name, vocab_size, block_size)
@@ -157,7 +160,7 @@ def _loaded(name: str | None, load: Load | None, kind: str) -> nn.Module:
             )
     except ImportError as error:
         raise ModuleNotFoundError(needs(error, options)) from None
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # many kinds, by what is damaged
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ArgumentError("name", name, f"cannot be loaded: {reason}") from None
     if lost := sorted(str(key) for key in about["missing_keys"] if not str(key).startswith(UNUSED)):
@@ -183,9 +186,19 @@ def quiet(logging: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _features_of(model: Any, name: str | None) -> nn.Module:
+def _body_of_text(name: str | None, load: Load | None) -> nn.Module:
+    model: Any = _loaded(name, load, "AutoModelForCausalLM")
+    return model.body if isinstance(model, PretrainedLanguageModel) else model  # with the tasks that it has learnt
+
+
+def _body_of_features(name: str | None, load: Load | None) -> nn.Module:
     """The part of a model that makes features of tokens. ArgumentError if it has none."""
-    body = model.body if isinstance(model, PretrainedClassifier) else model  # with the tasks that it has learnt
+    model: Any = _loaded(name, load, "AutoModel")
+    body = model  # with the tasks that it has learnt
+    if isinstance(model, PretrainedClassifier):
+        body = model.body
+    elif isinstance(model, PretrainedLanguageModel):
+        body = getattr(model.body, "base_model", model.body)  # without the head that tells tokens
     if not hasattr(body, "config") and not (hasattr(body, "features") and hasattr(body, "embedding")):
         raise ArgumentError("name", name, f"is a {type(body).__name__}, which makes no features of tokens")
     if isinstance(getattr(body, "head", None), ClassificationHead):

@@ -23,12 +23,14 @@ OUTER = ("input", "head")  # roles of layers (ticks.models.initialise) whose wei
 class Rule:
     """Parameters whose name `match` (a regular expression) finds have this decay, and this factor of the learning rate.
 
-    `weight_decay` None: the optimizer's own on matrices, 0 on vectors. ArgumentError for numbers that cannot be used.
+    `weight_decay` None: the optimizer's own on matrices, 0 on vectors. One that is `optional` may match nothing.
+    ArgumentError for numbers that cannot be used.
     """
 
     match: str
     weight_decay: float | None = None
     lr_factor: float = 1.0
+    optional: bool = False
 
     def __post_init__(self) -> None:
         not_negative(lr_factor=self.lr_factor, weight_decay=self.weight_decay or 0.0)
@@ -55,7 +57,7 @@ def grouped(
         if isinstance(module_, nn.Embedding):
             blocks.pop(id(module_.weight), None)  # tied to a head
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
-    unused = set(chosen)
+    unused = {rule for rule in chosen if not rule.optional}
     for name, parameter in sorted(module.named_parameters(), key=lambda item: item[1].ndim < 2):  # matrices first
         rule = next((rule for rule in chosen if re.search(rule.match, name)), None)
         unused.discard(rule)  # type: ignore[arg-type]

@@ -103,6 +103,12 @@ def test_another_base_a_missing_key_a_cut_file_and_a_pickle_are_refused(tmp_path
         changed(layout=about["layout"].replace('"scale": 4.0', '"scale": -1.0')), "scale=-1.0 must be a finite number"
     )
     refused(changed(layout=about["layout"].replace('"width": 3', '"width": 300000000')), "not of the width 300000000")
+    for said, other in (
+        ('"scale": 4.0', '"scalf": 4.0'), ('"dropout"', '"dropou"'), ('"activation": null', '"activation": [1]'),
+        ('"bias": true', '"bias": 1'), ('"kind": "norm"', '"kind": "form"'),
+    ):  # fmt: skip
+        assert said in about["layout"]
+        refused(changed(layout=about["layout"].replace(said, other)), "it is damaged")
     refused(changed(task="a.b"), "task='a.b' must be of letters")
     refused(
         file, r"belongs to another base: that of a BertModel with the fingerprint \w{12}; this BertModel has", seed=1

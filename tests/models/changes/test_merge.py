@@ -8,14 +8,18 @@ import torch
 from tests.models.changes.made import FAMILIES, THEIRS, made, output, stir
 from ticks.arguments import ArgumentError
 from ticks.models.changes import (
+    AdapterError,
     CannotMerge,
     attach_ticks,
     base,
     digest,
+    load_adapter,
     merge,
     remove_task,
+    save_adapter,
     set_task,
     task_norms,
+    tasks_of,
     unmerge,
 )
 
@@ -32,9 +36,10 @@ def changed(name: str, width: object = 3) -> torch.nn.Module:
     return model
 
 
-@pytest.mark.parametrize("name", MERGED)
-def test_it_is_the_same_function_and_comes_apart_again(name: str) -> None:
-    model = changed(name)
+@pytest.mark.parametrize(("name", "width"), [*((name, 3) for name in MERGED), ("gpt2", 16), ("bert", 16)])
+def test_it_is_the_same_function_and_comes_apart_again(name: str, width: int) -> None:
+    """Also with as many units as features, where a matrix and its transpose have one shape."""
+    model = changed(name, width)
     tensors, before = digest(base(model)), output(model)
     own = {key: value.clone() for key, value in model.state_dict().items()}
     merge(model)
@@ -111,6 +116,30 @@ def test_what_cannot_be_exact_is_refused_with_the_reason_and_nothing_is_changed(
         merge(made("bert"))
     with pytest.raises(ArgumentError, match="is not merged"):
         unmerge(made("bert"))
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "decoder"])
+def test_a_base_in_16_bits_stays_one(name: str) -> None:
+    model = changed(name).to(torch.bfloat16)
+    for parameter in [p for key, p in model.named_parameters() if "tasks" in key]:
+        parameter.data = parameter.data.float()
+    before = output(model)
+    assert {p.dtype for p in merge(model).parameters()} == {torch.bfloat16}
+    torch.testing.assert_close(output(model), before, rtol=0.1, atol=0.1)
+
+
+def test_a_merged_model_takes_no_other_task(tmp_path: Path) -> None:
+    model = merge(changed("bert"))
+    before = output(model)
+    for attach in (lambda: attach_ticks(model, 3, task="b"), lambda: task_norms(model, task="b"),
+                   lambda: attach_ticks(torch.nn.Sequential(model), 3, task="b")):  # fmt: skip
+        with pytest.raises(ArgumentError, match=r"is merged: unmerge\(model\) first, or save and load it"):
+            attach()
+    save_adapter(attach_ticks(made("bert"), 3, task="b"), tmp_path / "b.safetensors")
+    with pytest.raises(AdapterError, match="is merged"):
+        load_adapter(model, tmp_path / "b.safetensors")
+    assert torch.equal(output(model), before)
+    assert tasks_of(unmerge(model)) == ["task"]
 
 
 def test_norms_alone_are_merged() -> None:

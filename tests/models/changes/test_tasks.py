@@ -1,6 +1,7 @@
 """Several tasks on one base: none touches another, and a batch of all of them is what each is by itself."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -63,6 +64,14 @@ def _with(model, task):  # type: ignore[no-untyped-def]
     return model
 
 
+def test_what_a_mixed_batch_is_of_is_its_tokens_whatever_else_is_given() -> None:
+    model: Any = several("bert")
+    set_task(model, ["b", "c", "a"])
+    places = torch.arange(TOKENS.shape[1])[None]
+    found = model(position_ids=places, input_ids=TOKENS).last_hidden_state
+    assert torch.equal(found, output(model))
+
+
 @every
 def test_a_mixed_batch_is_each_example_by_itself(name: str) -> None:
     model = several(name)
@@ -73,7 +82,7 @@ def test_a_mixed_batch_is_each_example_by_itself(name: str) -> None:
         alone.append(output(model, slice(row, row + 1)))
     set_task(model, names)
     together = output(model)
-    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-6, atol=1e-6)
     set_task(model, names[::-1])
     assert not torch.allclose(output(model), together)
     set_task(model, ["b"] * 3)
@@ -110,6 +119,8 @@ def test_what_is_no_task_is_named() -> None:
     set_task(model, ["a", "b"])
     with pytest.raises(ArgumentError, match="must be as many as the 3 examples"):
         output(model)
+    with pytest.raises(ArgumentError, match=r"task=\[\] names none; None is the base alone"):
+        set_task(model, [])
     set_task(model, "a")
     assert output(model) is not None, "and the norms are themselves again"
     with pytest.raises(ArgumentError, match="task='a' has a norm of its own at"):

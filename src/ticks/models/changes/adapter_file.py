@@ -157,7 +157,7 @@ def _read(path: Path) -> Adapter:
     try:
         layout, more, covers = (json.loads(about[key]) for key in ("layout", "more", "covers"))
         sound = all(isinstance(name, str) for names in (more, covers) for name in names)
-        sound &= all(set(part["tensors"]) and part["kind"] in ("beside", "norm", "head") for part in layout.values())
+        sound &= all(set(part["tensors"]) and _is_sound(part) for part in layout.values())
     except (ValueError, TypeError, KeyError, AttributeError):
         sound = False
     if not sound:
@@ -166,6 +166,14 @@ def _read(path: Path) -> Adapter:
     if wrong := sorted(expected ^ set(tensors)):
         raise AdapterError(f"it {'lacks' if wrong[0] in expected else 'has an unknown'} tensor {wrong[0]}")
     return Adapter(about["task"], about["base"], covers, about["model"], layout, more, tensors)
+
+
+def _is_sound(part: Mapping[str, Any]) -> bool:
+    """Whether it says of a place all that building there needs."""
+    if part["kind"] != "beside":
+        return part["kind"] in ("norm", "head")
+    numbers = all(isinstance(part[key], int | float) for key in ("width", "scale", "dropout"))
+    return numbers and isinstance(part["bias"], bool) and isinstance(part["activation"], str | None)
 
 
 def _check_base(model: nn.Module, file: Adapter) -> None:

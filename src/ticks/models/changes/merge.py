@@ -16,7 +16,7 @@ from ticks.arguments import ArgumentError
 from ticks.models.changes.beside import Beside, Ticks
 from ticks.models.changes.families import FAMILIES, FFN, find_ffns, is_transposed
 from ticks.models.changes.task_norm import Affine, TaskNorm
-from ticks.models.changes.tasks import check_task, chosen_of, tasks_of
+from ticks.models.changes.tasks import IsMerged, check_task, chosen_of, tasks_of
 
 SIZES = ("intermediate_size", "n_inner", "hidden_dim", "d_ff", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim")
 
@@ -26,7 +26,7 @@ class CannotMerge(ValueError):
 
 
 @dataclass
-class Merged:
+class Merged(IsMerged):
     """What taking the ticks out again needs."""
 
     task: str
@@ -41,9 +41,9 @@ class Merged:
 def merge(model: nn.Module, task: str | None = None) -> nn.Module:
     """Make a task's ticks hidden units of the FFNs and its norms the model's own, in place: the model itself.
 
-    `task` may be left out where there is one. CannotMerge, and nothing is changed, where the result would not be the
-    same function: ticks with another activation, weights that are no floating-point numbers, components of other tasks,
-    a bias that the base's format has no place for.
+    `task` may be left out where there is one. A base in 16 bits takes them rounded to those. CannotMerge, and nothing
+    is changed, where the result would not be the same function: ticks with another activation, weights that are no
+    floating-point numbers, components of other tasks, a bias that the base's format has no place for.
     """
     if isinstance(getattr(model, "merged", None), Merged):
         raise CannotMerge("it is merged already: unmerge(model) first")
@@ -73,7 +73,7 @@ def merge(model: nn.Module, task: str | None = None) -> nn.Module:
                 affine: Affine = there.tasks[task]
                 for own, value in affine.named_parameters():
                     old: nn.Parameter = norm._parameters[own]  # type: ignore[assignment]
-                    setattr(norm, own, nn.Parameter(value.detach().clone(), requires_grad=old.requires_grad))
+                    setattr(norm, own, nn.Parameter(value.detach().to(old, copy=True), requires_grad=old.requires_grad))
                 there.leave()
     record.config = _tell(_config_of(model), ffns, width, biased=bool(biased))
     model.merged = record  # type: ignore[assignment]
@@ -190,7 +190,7 @@ def _widen(ffn: FFN, ticks: Ticks | None, width: int) -> None:
             more, bias = q, r
         else:
             more, bias = torch.zeros_like(q), ones
-        _append(module, dim, more if more.shape[dim] == width else more.t(), bias)
+        _append(module, dim, more.t() if is_transposed(module) else more, bias)
 
 
 def _append(module: Any, dim: int, more: Tensor, bias: Tensor | None) -> None:

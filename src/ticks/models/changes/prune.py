@@ -32,17 +32,21 @@ def prune(model: nn.Module, *, share: float) -> nn.Module:
 
 def prunable(model: nn.Module) -> list[Any]:
     """The linear maps whose weights can be pruned. ArgumentError if there are none."""
+    if not (maps := linear_maps(model)):
+        raise ArgumentError("model", type(model).__name__, "has no linear maps to prune")
+    return list(maps.values())
+
+
+def linear_maps(model: nn.Module) -> dict[str, Any]:
+    """By name, all but heads and those that share their weight with an embedding."""
     tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    maps = [
-        module
+    return {
+        name: module
         for name, module in model.named_modules()
         if (isinstance(module, nn.Linear) or is_transposed(module))
         and not HEADS.search(name)
         and id(module.weight) not in tied
-    ]
-    if not maps:
-        raise ArgumentError("model", type(model).__name__, "has no linear maps to prune")
-    return maps
+    }
 
 
 def smallest(maps: list[Any], share: float) -> list[Tensor]:

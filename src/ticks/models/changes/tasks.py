@@ -60,7 +60,8 @@ class Chosen:
 
     def look(self, model: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """ArgumentError for a batch of another size than there are names."""
-        first = next((x for x in (*inputs, *named.values()) if isinstance(x, Tensor) and x.dim()), None)
+        said = [named[name] for name in ("input_ids", "inputs_embeds", "pixel_values") if name in named]
+        first = next((x for x in (*inputs, *said, *named.values()) if isinstance(x, Tensor) and x.dim()), None)
         if first is None:
             return
         self.n_tokens = first.shape[1] if first.dim() == 2 and not first.is_floating_point() else None
@@ -124,8 +125,15 @@ def check_task(model: nn.Module, task: str) -> None:
         raise ArgumentError("task", task, f"is unknown; known: {', '.join(known) or 'none'}")
 
 
+class IsMerged:
+    """A mark of what `merge` leaves as `model.merged`."""
+
+
 def check_new(model: nn.Module, task: Any) -> bool:
-    """Whether the model has no such task yet. ArgumentError for what cannot be a task's name."""
+    """Whether the model has no such task yet. ArgumentError for what cannot be a task's name, and for a model that a
+    task is merged into."""
+    if any(isinstance(vars(module).get("merged"), IsMerged) for module in model.modules()):
+        raise ArgumentError("model", type(model).__name__, "is merged: unmerge(model) first, or save and load it")
     if not isinstance(task, str) or not re.fullmatch(r"[\w-]+", task) or hasattr(_EMPTY, task):
         valid = "must be of letters, digits, - and _, and nothing that torch calls something else"
         raise ArgumentError("task", task, valid)
@@ -147,6 +155,8 @@ def set_task(model: nn.Module, task: str | Iterable[str] | None) -> None:
     if task is None and not tasks_of(model):
         return
     names = (task,) if isinstance(task, str) else tuple(task or ())
+    if task is not None and not names:
+        raise ArgumentError("task", task, "names none; None is the base alone")
     for name in dict.fromkeys(names):
         check_task(model, name)
     chosen = chosen_of(model)

@@ -5,18 +5,24 @@
 | `head`    | nothing but the head                                                                  |
 | `bitfit`  | every bias (arXiv 2106.10199)                                                         |
 | `lora`    | low-rank updates of chosen maps, by peft (arXiv 2106.09685)                           |
+| `full`    | everything                                                                            |
 
-A head trains with all of them. Nothing chosen is full fine-tuning.
+A head trains with all of them.
 """
 
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from ticks.arguments import ArgumentError, at_least
+from ticks.arguments import ArgumentError, above, at_least, share
 from ticks.models.changes.beside import attach_ticks
+from ticks.models.changes.families import is_transposed
 from ticks.models.changes.frozen import train_only
+from ticks.models.changes.prune import linear_maps
 from ticks.models.changes.task_norm import task_norms
+from ticks.models.changes.tasks import task_modules
 
 HEAD = r"^heads?\."
 
@@ -50,7 +56,16 @@ def head(model: nn.Module) -> None:
 
 
 def bitfit(model: nn.Module) -> None:
+    """ArgumentError for a model whose maps and norms have no biases."""
+    names = [name for name, _ in model.named_parameters() if name.endswith("bias") and not re.search(HEAD, name)]
+    if not names:
+        raise ArgumentError("model", type(model).__name__, "has no biases: ticks, norm or lora train something of it")
     _train(model, [r"(^|\.)bias$"])
+
+
+def full(model: nn.Module) -> None:
+    """Also what an earlier tuning had frozen."""
+    model.requires_grad_(True)
 
 
 def lora(
@@ -61,22 +76,37 @@ def lora(
     dropout: float = 0.0,
     targets: str | Sequence[str] = "all-linear",
 ) -> None:
-    """`targets` are the ends of the names of linear maps; "all-linear": every one but the head."""
+    """`targets` are the ends of the names of linear maps; "all-linear": every one but heads, and maps that share their
+    weight with an embedding. ArgumentError for a model that has such updates already."""
     at_least(1, rank=rank)
+    above(0, alpha=alpha)
+    share(dropout=dropout)
     try:
         import peft
     except ImportError:
         raise ModuleNotFoundError('tuning=lora needs peft: pip install -e ".[tuning]"') from None
-    every = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    heads = {name for name in every if name.startswith("head")}
-    wanted = [name for name in every if name not in heads]
+    if any(hasattr(module, "lora_A") for module in model.modules()):
+        raise ArgumentError(
+            "model", type(model).__name__, "has low-rank updates already: go on from it merged (format=merged)"
+        )
+    ours = tuple(f"{place}." for place, _ in task_modules(model))
+    maps = linear_maps(model)
+    every = [name for name in maps if not name.startswith(ours or ("\0",))]
+    wanted = every
     if targets != "all-linear":
-        ends = [targets] if isinstance(targets, str) else list(targets)
-        wanted = [name for name in wanted if any(name == end or name.endswith(f".{end}") for end in ends)]
-        if not wanted:
-            raise ArgumentError("targets", targets, f"are no linear maps; there are {', '.join(every[:20])}")
-    config = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=wanted)
-    peft.inject_adapter_in_model(config, model)
+        ends = [targets] if isinstance(targets, str) else targets
+        if not isinstance(ends, Sequence) or not all(isinstance(end, str) for end in ends):
+            raise ArgumentError("targets", targets, "must be all-linear, or ends of the names of linear maps")
+        wanted = [name for name in every if any(name == end or name.endswith(f".{end}") for end in ends)]
+    if not wanted:
+        raise ArgumentError("targets", targets, f"are no linear maps; there are {', '.join(every[:20]) or 'none'}")
+    transposed = is_transposed(maps[wanted[0]])
+    config = peft.LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=wanted, fan_in_fan_out=transposed
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # where a model has maps of both kinds
+        peft.inject_adapter_in_model(config, model)
     _train(model, [r"\.lora_"])
 
 
