@@ -487,6 +487,25 @@ def test_all_of_a_run_trains_and_is_a_base_again(tuned: Path, bert: Path, tmp_pa
     assert code == 0, output
 
 
+def test_a_run_whose_base_something_changes_has_failed(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "spoils.py").write_text(
+        "import torch\n"
+        "from lightning.pytorch.callbacks import Callback\n"
+        "class Spoils(Callback):\n"
+        "    def on_train_batch_end(self, trainer, module, *_):\n"
+        "        with torch.no_grad():\n"
+        "            next(module.model.body.parameters()).view(-1)[0] += 1e-6\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    more = ("trainer.max_steps=2", "+callbacks.spoils._target_=spoils.Spoils")
+    code, output = run_command(tmp_path, *start(bert, *more))
+    assert code == 1, output
+    assert "training has changed what is frozen" in output
+    assert about(only_run(tmp_path))["status"] == "failed"
+
+
 def test_an_adapter_whose_base_was_changed_is_refused(bert: Path, tmp_path: Path) -> None:
     code, output = run_command(tmp_path, *start(bert, "changes=prune", "trainer.max_steps=2", "tuning=ticks_norm"))
     assert code == 0, output
