@@ -5,9 +5,10 @@ Models of transformers need the extra `tuning`, ONNX the extra `export`.
 
 import copy
 import json
+import logging
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,20 +36,20 @@ def export(task: Any, data: Any, kind: str, out: Path, *, named: bool) -> Iterat
     """Write `task.model` as `kind` to `out`, a place of its own if it is `named`, else one within it; lines for people.
     CannotExport, and nothing is left of it, if it cannot be, or computes something else then."""
     place = out if named else out / PLACES[kind]
-    place.parent.mkdir(parents=True, exist_ok=True)
     if others := tasks_of(task.model):
         others.remove(own := chosen_of(task.model).name or others[-1])
         if others:
             yield f"note: of the task {own!r}, which the run has trained; {', '.join(others)} stays with its own run"
+    base = origin(getattr(task.model, "source", None))
     with _draft(place) as draft:
         if kind == "adapter":
-            yield from _adapter(task.model, data, draft)
+            base = yield from _adapter(task.model, data, draft)
         else:
             yield from _whole(task, data, kind, draft)
     yield _size(place)
     if kind == "adapter" and hasattr(task.model, "body") and getattr(task.model, "head", None) is not None:
         yield _size(_head(task.model, place.with_name(f"{place.stem}.head.safetensors")))
-    yield _about(task.model, data, place)
+    yield _about(task.model, data, place, base)
 
 
 def _whole(task: Any, data: Any, kind: str, place: Path) -> Iterator[str]:
@@ -68,7 +69,8 @@ def _whole(task: Any, data: Any, kind: str, place: Path) -> Iterator[str]:
 @contextmanager
 def _draft(place: Path) -> Iterator[Path]:
     """A path beside `place` whose file, or files, are there in the end if the block succeeds."""
-    draft = place.with_name(f"partial.{place.name}")
+    draft, is_new = place.with_name(f"partial.{place.name}"), not place.parent.exists()
+    place.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield draft
         if draft.is_dir():
@@ -80,6 +82,8 @@ def _draft(place: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(draft, ignore_errors=True)
         draft.unlink(missing_ok=True)
+        if is_new and not any(place.parent.iterdir()):
+            place.parent.rmdir()
 
 
 def inputs_of(data: Any) -> Tensor:
@@ -92,7 +96,7 @@ def inputs_of(data: Any) -> Tensor:
         batch = data.eval_batches("val", 1, 0)[0]
     except (ValueError, OSError) as error:
         raise CannotExport(f"there is no batch to compare with: {error}") from None
-    x = batch["x"] if isinstance(batch, dict) else batch[0]
+    x = batch.get("x") if isinstance(batch, dict) else batch[0]
     if not isinstance(x, Tensor):
         raise CannotExport(f"the model of {type(data).__name__} takes more than one tensor")
     return x[:8]
@@ -120,7 +124,7 @@ def _low_rank(model: nn.Module) -> list[tuple[str, Any]]:
     return [(name, m) for name, m in model.named_modules() if hasattr(m, "get_base_layer") and hasattr(m, "merge")]
 
 
-def _about(model: Any, data: Any, place: Path) -> str:
+def _about(model: Any, data: Any, place: Path, base: str | None) -> str:
     """Write down what the numbers mean that go in and come out."""
     head, tokenizer = getattr(model, "head", None), getattr(data, "tokenizer", None)
     said = {
@@ -129,7 +133,7 @@ def _about(model: Any, data: Any, place: Path) -> str:
         "pad_id": getattr(model, "pad_id", None),
         "block_size": getattr(data, "block_size", None),
         "tokens": getattr(tokenizer, "unit", None),
-        "base": origin(getattr(model, "source", None)),
+        "base": base,
     }
     file = place / "about.json" if place.is_dir() else place.with_name(f"{place.name}.json")
     file.write_text(json.dumps({key: value for key, value in said.items() if value is not None}, indent=2) + "\n")
@@ -137,7 +141,7 @@ def _about(model: Any, data: Any, place: Path) -> str:
 
 
 def _compared(found: Tensor, expected: Tensor, what: str = "what was written") -> str:
-    difference = float((found.detach() - expected).abs().max())
+    difference = float((found.detach() - expected.detach()).abs().max())
     if not difference <= MOST * max(1.0, float(expected.abs().max())):
         raise CannotExport(f"{what} computes something else: by up to {difference:.2g}")
     return f"largest difference of an output: {difference:.2g}, of outputs up to {float(expected.abs().max()):.2g}"
@@ -148,8 +152,9 @@ def _size(place: Path) -> str:
     return f"{place}: {sum(file.stat().st_size for file in files if file.is_file()) / 1e6:.1f} MB"
 
 
-def _adapter(model: Any, data: Any, place: Path) -> Iterator[str]:
-    """What stands beside the body, so that it goes beside any copy of that."""
+def _adapter(model: Any, data: Any, place: Path) -> Generator[str, None, str | None]:
+    """What stands beside the body, so that it goes beside any copy of that; where there is one: the first model that
+    it all began with if that has not been changed since, else the run that was gone on from."""
     body = getattr(model, "body", model)
     if not tasks_of(model):
         raise CannotExport(f"the model has no ticks and no task norms; {_instead(model)}")
@@ -157,15 +162,29 @@ def _adapter(model: Any, data: Any, place: Path) -> Iterator[str]:
         save_adapter(body, place, task=chosen_of(model).name)
     except AdapterError as error:
         raise CannotExport(str(error)) from None
-    if getattr(model, "source", None):
-        x = inputs_of(data)
-        again = copy.deepcopy(model)
+    if not getattr(model, "source", None):
+        return None
+    x, reason = inputs_of(data), ""
+    for base in dict.fromkeys((origin(model.source), model.source)):
         try:
-            again.body = load_adapter(model.base().eval(), place)
+            again = _beside(model, base, place)
         except AdapterError as error:
-            what = f"it stands beside {origin(model.source)}, which was changed before or while it was trained"
-            raise CannotExport(f"{what} ({str(error).removeprefix(f'{place}: ')}); {_instead(model)}") from None
+            reason = str(error).removeprefix(f"{place}: ")
+            continue
         yield _compared(again(x), model(x).detach())
+        return base
+    what = f"it stands beside {model.source}, which was changed before or while it was trained"
+    raise CannotExport(f"{what} ({reason}); {_instead(model)}")
+
+
+def _beside(model: Any, base: str | None, file: Path) -> nn.Module:
+    """The model with another body: that of `base` and what the file holds. AdapterError where they do not fit."""
+    body = model.base(base).eval()
+    if (task := chosen_of(model).name) in tasks_of(body):  # it was gone on from with what it had learnt
+        remove_task(body, str(task))
+    again = copy.deepcopy(model)
+    again.body = load_adapter(body, file)
+    return again
 
 
 def _instead(model: Any) -> str:
@@ -234,7 +253,16 @@ def _checked(
         yield note
     yield _compared(again(x), expected)
     for other in (x[:3], *(_shorter(x) if not note else [])):
-        _compared(again(other), model(other).detach())
+        _compared(_of_another_size(again, other), model(other).detach())
+
+
+def _of_another_size(again: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """CannotExport for what computes the batch alone that it was made with."""
+    try:
+        return again(x)
+    except Exception as error:  # of whatever computes it
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise CannotExport(f"what was written computes no batch of {tuple(x.shape)}: {reason}") from None
 
 
 def _shorter(x: Tensor) -> list[Tensor]:
@@ -255,6 +283,7 @@ def _onnx(model: nn.Module, place: Path, x: Tensor, expected: Tensor, *_: Any) -
     except ImportError as error:
         raise CannotExport(f'needs {error.name}: pip install -e ".[export]"') from None
     program, note = _exported(model, x)
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # of torchvision
     free = {0: "batch", 1: "length"} if x.dim() == 2 and not note else {0: "batch"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -282,7 +311,7 @@ def _int8(model: nn.Module, place: Path, x: Tensor, expected: Tensor, task: Any,
         traced.save(str(place))
         again: Any = torch.jit.load(str(place))
     for other in (x, x[:3], *_shorter(x)):
-        _compared(again(other), small(other))
+        _compared(_of_another_size(again, other), small(other))
     share = float((again(x).argmax(-1) == expected.argmax(-1)).float().mean())
     yield f"the same likeliest class as before: {share:.1%} of a batch"
     for name, of in (("before", task.model), ("in 8 bits", again)):

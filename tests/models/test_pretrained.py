@@ -162,6 +162,13 @@ def test_what_low_rank_updates_cannot_be_is_named(arguments: dict[str, object], 
     assert str(error.value).startswith(message)
 
 
+def test_biases_of_an_earlier_task_stay_what_they_are(bert: str) -> None:
+    model = classifier(bert)
+    tuning.ticks(model, width=2)
+    tuning.bitfit(model)
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and "tasks" in name]
+
+
 def test_a_model_without_biases_has_none_to_train() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False))
     with pytest.raises(ArgumentError, match="has no biases: ticks, norm or lora"):

@@ -89,6 +89,7 @@ def test_the_first_rule_that_matches_a_name_counts() -> None:
         ({"match": "nowhere"}, r"\['nowhere'\] match no parameter"),
         ({"match": "("}, r"match='\(' is no regular expression"),
         ({"match": "norm", "lr_factor": -1.0}, "lr_factor=-1.0 must not be negative"),
+        ({"match": "norm", "optional": 5}, "optional=5 must be true or false"),
     ],
 )
 def test_a_rule_that_means_nothing_is_named(rule: dict[str, Any], message: str) -> None:

@@ -45,8 +45,8 @@ class PretrainedClassifier(nn.Module):
         super().__init__()
         self.source = name
         self.pad_id, self.mask_id = pad_id, mask_id
-        self.base = partial(_body_of_features, name, load)  # the body as it was before anything was done to it
-        self.body = self.base()
+        self.base = partial(_body_of_features, load=load)  # of what lies at a name, untouched
+        self.body = self.base(name)
         self._causal: bool | None = None
         _check(self.body, name, vocab_size, block_size)
         self.head = ClassificationHead(width_of(self.body), n_classes, pooling=pooling, dropout=dropout)
@@ -95,8 +95,8 @@ class PretrainedLanguageModel(nn.Module):
     ) -> None:
         super().__init__()
         self.source = name
-        self.base = partial(_body_of_text, name, load)  # the body as it was before anything was done to it
-        self.body: Any = self.base()
+        self.base = partial(_body_of_text, load=load)  # of what lies at a name, untouched
+        self.body: Any = self.base(name)
         if not hasattr(self.body, "config") and not hasattr(self.body, "generate"):
             raise ArgumentError("name", name, f"is a {type(self.body).__name__}, which writes no text")
         _check(self.body, name, vocab_size, block_size)

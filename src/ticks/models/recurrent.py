@@ -39,7 +39,7 @@ class Recurrent(nn.Module):
         self.norm = norm(d_model)
 
     def forward(self, x_BxTxD: Tensor) -> Tensor:
-        h_BxD = c_BxD = x_BxTxD.new_zeros(len(x_BxTxD), x_BxTxD.shape[2])
+        h_BxD = c_BxD = x_BxTxD.new_zeros(x_BxTxD.shape[0], x_BxTxD.shape[2])
         states = []
         for input_BxG in self.input(x_BxTxD).unbind(1):  # all time steps in one product
             h_BxD, c_BxD = self.step(input_BxG, h_BxD, c_BxD)

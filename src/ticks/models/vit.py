@@ -82,4 +82,4 @@ class VisionTransformer(Transformer):
         x_BxTxD = self.patches(images_BxCxHxW)
         if self.class_token is None:
             return x_BxTxD
-        return torch.cat([self.class_token.expand(len(x_BxTxD), 1, -1), x_BxTxD], dim=1)
+        return torch.cat([self.class_token.expand(x_BxTxD.shape[0], 1, -1), x_BxTxD], dim=1)

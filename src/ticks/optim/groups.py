@@ -34,6 +34,8 @@ class Rule:
 
     def __post_init__(self) -> None:
         not_negative(lr_factor=self.lr_factor, weight_decay=self.weight_decay or 0.0)
+        if not isinstance(self.optional, bool):
+            raise ArgumentError("optional", self.optional, "must be true or false")
         try:
             re.compile(self.match)
         except re.error as error:

@@ -25,6 +25,7 @@ from ticks.models.changes.task_norm import task_norms
 from ticks.models.changes.tasks import task_modules
 
 HEAD = r"^heads?\."
+BIAS = r"^(?!.*\.tasks\.)(.*\.)?bias$"  # of no earlier task's
 
 
 def ticks(
@@ -57,10 +58,9 @@ def head(model: nn.Module) -> None:
 
 def bitfit(model: nn.Module) -> None:
     """ArgumentError for a model whose maps and norms have no biases."""
-    names = [name for name, _ in model.named_parameters() if name.endswith("bias") and not re.search(HEAD, name)]
-    if not names:
+    if not any(re.search(BIAS, name) and not re.search(HEAD, name) for name, _ in model.named_parameters()):
         raise ArgumentError("model", type(model).__name__, "has no biases: ticks, norm or lora train something of it")
-    _train(model, [r"(^|\.)bias$"])
+    _train(model, [BIAS])
 
 
 def full(model: nn.Module) -> None:
