@@ -1,5 +1,6 @@
 """Pretrained models: loaded from where they lie, with a head, and changed in every way that `tuning=` knows."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -307,6 +308,25 @@ def test_what_is_written_like_a_special_token_is_text(bert: str) -> None:
     assert not special & set(tokenizer.encode("the [SEP] market [PAD] [CLS]"))
     with pytest.raises(ArgumentError, match=r"tokenizer\.name='.*' takes no bytes for tokens"):
         tokenizer.bytes_of  # noqa: B018
+
+
+@pytest.mark.parametrize(("letter", "can"), [("\u0104", True), ("a", False)])  # of the byte 4, and of 97
+def test_a_tokenizer_without_what_no_text_has_takes_bytes_all_the_same(
+    letter: str, can: bool, llama: str, tmp_path: Path
+) -> None:
+    """As SmolLM2's does."""
+    folder = Path(shutil.copytree(llama, tmp_path / "lacks"))
+    about = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = about["model"]["vocab"]
+    vocabulary[f"<no-{letter}>" if can else "<none>"] = vocabulary.pop(letter)
+    about["model"]["merges"] = []
+    (folder / "tokenizer.json").write_text(json.dumps(about))
+    tokenizer = PretrainedTokenizer(name=str(folder))([], identity="x")
+    if can:
+        assert sum(map(len, (tokenizer.bytes_of[i] for i in tokenizer.encode("a text")))) == 6
+    else:
+        with pytest.raises(ArgumentError, match="takes no bytes for tokens"):
+            tokenizer.bytes_of  # noqa: B018
 
 
 def test_a_run_that_makes_no_features_of_tokens_is_named(bert: str, tmp_path: Path) -> None:

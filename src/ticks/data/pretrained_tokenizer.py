@@ -12,6 +12,9 @@ from ticks.arguments import ArgumentError
 from ticks.data.tokenizers import Bpe, Bytes, Text, letters_of_bytes
 from ticks.installed import is_run, needs, place_of, said_by
 
+# the bytes of text in UTF-8, without other control characters and planes that have none: some tokenizers lack those
+OF_TEXT = {0x09, 0x0A, 0x0D, *range(0x20, 0x7F), *range(0x80, 0xC0), *range(0xC2, 0xF1), 0xF3, 0xF4}
+
 
 class PretrainedTokenizer:
     """The tokenizer that `name` has been trained with, to be made once data ask for it. `name` is what a model is
@@ -80,7 +83,8 @@ class Theirs(Bytes):
         place = {letter: byte for byte, letter in enumerate(letters_of_bytes())}
         names = self._tokenizer.convert_ids_to_tokens(range(self.vocab_size))
         plain = [name for i, name in enumerate(names) if i not in special]
-        if not place.keys() <= set(plain) or not all(place.keys() >= set(name) for name in plain):
+        needed = {letter for letter, byte in place.items() if byte in OF_TEXT}
+        if not needed <= set(plain) or not all(place.keys() >= set(name) for name in plain):
             raise ArgumentError("tokenizer.name", self.name, "takes no bytes for tokens: bits per byte need that")
         return [b"" if i in special else bytes(place[letter] for letter in name) for i, name in enumerate(names)]
 
