@@ -375,6 +375,8 @@ def test_a_gguf_file_is_a_model_and_its_tokenizer(tmp_path: Path, monkeypatch: p
     before = model(TOKENS)
     tuning.ticks(model, width=2, bias=False)
     assert torch.equal(model(TOKENS), before)
+    model.base(str(file)).save_pretrained(tmp_path / "plain")
+    assert torch.equal(PretrainedLanguageModel(str(tmp_path / "plain"), vocab_size=258).eval()(TOKENS), before)
     (file.parent / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     assert place_of("package:carrier") == (str(file.parent), {"gguf_file": file.name})

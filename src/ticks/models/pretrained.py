@@ -165,6 +165,9 @@ def _loaded(name: str | None, load: Load | None, kind: str) -> nn.Module:
         raise ArgumentError("name", name, f"cannot be loaded: {reason}") from None
     if lost := sorted(str(key) for key in about["missing_keys"] if not str(key).startswith(UNUSED)):
         raise ArgumentError("name", name, f"lacks weights, {lost[0]} and {len(lost) - 1} more: it is not all there")
+    if "gguf_file" in options:  # whose numbers are plain ones by now, and can be written as such
+        body.hf_quantizer = None
+        vars(body.config).pop("quantization_config", None)
     if getattr(body.config, "is_encoder_decoder", False) and kind == "AutoModel":
         body = body.get_encoder()
     if getattr(body, "pooler", None) is not None:
