@@ -25,7 +25,6 @@ from ticks import contract
 from ticks.arguments import ArgumentError, under, with_path
 from ticks.config import ConfigError, build, check_targets, offered, takes
 from ticks.contract import Measure
-from ticks.installed import is_run, place_of
 from ticks.job import Job
 from ticks.optim import Rule, configure, grouped
 from ticks.phases import Phase, Rehearsal, TakeOver, directory_of, first_phase, later_phases, next_phase, rehearsal
@@ -97,19 +96,6 @@ class Parts:
         return notes
 
 
-def _check_pretrained(config: DictConfig) -> None:
-    """ConfigError if what is to be gone on from cannot be found, under the name that people give it by."""
-    name = config.get("pretrained")
-    nodes = [node for node in (config.model, config.data.get("tokenizer")) if isinstance(node, DictConfig)]
-    asking = [node for node in nodes if ".Pretrained" in str(node.get("_target_"))]
-    if is_run(name) or not any("name" in node and node.name == name for node in asking):
-        return
-    try:
-        place_of(name)
-    except ArgumentError as error:
-        raise ConfigError(f"pretrained={name} {error.valid}") from None
-
-
 @contextmanager
 def _called_as_typed(config: DictConfig) -> Iterator[None]:
     """What is wrong with the model that `pretrained` names is said of that, whatever else is told its name."""
@@ -118,7 +104,7 @@ def _called_as_typed(config: DictConfig) -> Iterator[None]:
         yield
     except ConfigError as error:
         for key in ("data.tokenizer.name", "model.name"):
-            if name is not None and str(error).startswith(start := f"{key}={name!r}"):
+            if str(error).startswith(start := f"{key}={name!r}"):
                 raise ConfigError(f"pretrained={name}{str(error).removeprefix(start)}") from None
         raise
 
@@ -128,7 +114,6 @@ def parts(config: DictConfig, choices: Mapping[str, str], checkpoint: str | None
     what does not fit together."""
     for group in ("data", "model", "task", "optimizer", "schedule"):
         check_targets(config[group], group)
-    _check_pretrained(config)
     data = build(config.data, "data")
     with _called_as_typed(config):
         shape, source = _shape_of(data, checkpoint), f"data={choices.get('data', '')}".rstrip("=")
