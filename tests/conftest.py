@@ -1,5 +1,6 @@
 """Shared by all tests: a cache of their own, one thread per worker, and `run_workers`."""
 
+import faulthandler
 import logging
 import multiprocessing as mp
 import os
@@ -83,7 +84,7 @@ def run_workers(n: int, function: Callable[..., Any], *args: Any, timeout: float
     pipes, processes = [], []
     for rank in range(n):
         receiver, sender = context.Pipe()
-        process = context.Process(target=_worker, args=(sender, rank, n, port, function, args))
+        process = context.Process(target=_worker, args=(sender, rank, n, port, timeout, function, args))
         process.start()
         sender.close()
         pipes.append(receiver)
@@ -115,7 +116,8 @@ class WorkerError(RuntimeError):
     """An exception in a worker of `run_workers`; its text holds every worker's traceback."""
 
 
-def _worker(pipe: Any, rank: int, n: int, port: int, function: Callable[..., Any], args: tuple) -> None:
+def _worker(pipe: Any, rank: int, n: int, port: int, timeout: float, function: Callable[..., Any], args: tuple) -> None:
+    faulthandler.dump_traceback_later(timeout * 0.9)  # says where it hangs
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),

@@ -13,9 +13,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.conftest import Command, only_run, run_command, run_workers
+from tests.conftest import Command, WorkerError, only_run, run_command, run_workers
 from tests.strategy.toys import Toy, trainer_for
-from ticks.strategy import TickStrategy
+from ticks.strategy import TickStrategy, shutdown
 from ticks.strategy.shutdown import Awake, Presence
 
 # rounds far longer than the test: nobody may wait for a tick; dropout: random states must be right
@@ -150,6 +150,26 @@ def start_up(stops: int) -> list[str]:
 def test_a_worker_that_is_stopped_before_there_is_a_process_group_is_found(stops: int, said: str) -> None:
     heard = run_workers(2, start_up, stops)
     assert heard[1 - stops][0] == said
+
+
+def start_up_without_worker_0() -> None:
+    """Worker 0 goes, as one that refuses something does, while worker 1 is about to connect to it a second time."""
+    rank, connection = int(os.environ["LOCAL_RANK"]), shutdown.connection_of_threads
+
+    def late(seconds: float) -> Any:
+        if rank == 0:
+            os._exit(1)
+        time.sleep(0.1)
+        return connection(seconds)
+
+    shutdown.connection_of_threads = late
+    trainer_for(TickStrategy(interval=2, heartbeat_seconds=0.2), 2, steps=2).fit(Toy())
+
+
+def test_a_worker_0_that_goes_while_others_connect_to_it_again_is_missed(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(WorkerError, match="worker 1 died without a word"):
+        run_workers(2, start_up_without_worker_0, timeout=20.0)
+    assert "worker 0 is gone or hangs" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -114,18 +114,20 @@ class LaunchedStrategy(OpenDDPStrategy):
         self._be_present(self._fit_name)
 
     def _be_present(self, name: str, store: Any = None) -> None:
-        if self._presence is not None:
-            self._presence.close()
-        if self.world_size > 1:
-            self._presence = Presence(
-                self.global_rank,
-                self.world_size,
-                name=name,
-                seconds=self.heartbeat_seconds,
-                hang_seconds=self.hang_seconds,
-                abort=self._abort,
-                store=store.clone() if hasattr(store, "clone") else store,
-            )
+        if self.world_size == 1:
+            return
+        earlier = self._presence  # it misses a worker 0 that goes while torch connects to it again, and tries for long
+        self._presence = Presence(
+            self.global_rank,
+            self.world_size,
+            name=name,
+            seconds=self.heartbeat_seconds,
+            hang_seconds=self.hang_seconds,
+            abort=self._abort,
+            store=store.clone() if hasattr(store, "clone") else store,
+        )
+        if earlier is not None:
+            earlier.close()
 
     def teardown(self) -> None:
         if self._presence is not None:
