@@ -1,10 +1,13 @@
 """Classification on handwritten digits: what it is judged by, on any number of workers, and what it shows."""
 
 import json
+import math
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from sklearn.metrics import confusion_matrix, f1_score
 from torch import nn
 
@@ -99,3 +102,13 @@ def test_the_split_is_fixed_and_whole() -> None:
 def test_fewer_than_two_classes_are_refused() -> None:
     with pytest.raises(ValueError, match="n_classes=1 must be at least 2"):
         Classification(nn.Linear(2, 1), n_classes=1)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 7, 5), (2, 5)])
+def test_a_model_that_gives_other_logits_than_those_of_the_classes_is_refused(shape: tuple[int, ...]) -> None:
+    task = Classification(nn.Unflatten(1, shape[1:]), n_classes=5)
+    batch = torch.zeros(shape[0], math.prod(shape[1:])), torch.zeros(4, dtype=torch.long)
+    message = re.escape(f"needs logits of (4, 5), samples by classes, but Unflatten gives {shape}")
+    for step in (task.training_step, task.validation_step, task.test_step):
+        with pytest.raises(MisconfigurationException, match=message):
+            step(batch, 0)

@@ -4,6 +4,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import (
@@ -23,7 +24,8 @@ class Classification(Task):
     """Train `model`, a module from x (B, ...) to logits (B, n_classes), on batches (x, y) with y (B,).
 
     With a `regulariser` the model also predicts its own input tokens (`predict_tokens`), and that is added to the loss.
-    Takes what `Task` takes. ArgumentError for fewer than two classes, and for a model that predicts no tokens then.
+    Takes what `Task` takes. ArgumentError for fewer than two classes, and for a model that predicts no tokens then;
+    MisconfigurationException, as it begins, for a model that gives no such logits.
     """
 
     measures = (
@@ -58,9 +60,19 @@ class Classification(Task):
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
 
+    def _logits(self, x: Any, n: int) -> Tensor:
+        """(B, n_classes) of n samples. MisconfigurationException for a model that gives something else."""
+        logits_BxC = self(x)
+        if logits_BxC.shape != (n, self.n_classes):
+            raise MisconfigurationException(
+                f"task: Classification needs logits of {(n, self.n_classes)}, samples by classes, but"
+                f" {type(self.model).__name__} gives {tuple(logits_BxC.shape)}: choose a model that classifies"
+            )
+        return logits_BxC.float()
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, y_B = batch
-        loss = F.cross_entropy(self(x).float(), y_B)
+        loss = F.cross_entropy(self._logits(x, len(y_B)), y_B)
         if self.regulariser is not None:
             penalty, e = self.regulariser(*cast(Any, self.model).predict_tokens(x))
             self.log("train/e", e)
@@ -84,7 +96,7 @@ class Classification(Task):
 
     def _evaluate(self, split: str, batch: Any) -> None:
         x, y_B = batch
-        logits_BxC = self(x).float()
+        logits_BxC = self._logits(x, len(y_B))
         for name, _, _, _ in self.measures:
             metric = self._metric(split, name)
             if name == "loss":
