@@ -36,6 +36,12 @@ def test_a_choice_that_stands_for_nothing_is_called_as_it_was_typed(tmp_path: Pa
     assert untyped.settings["tuning"] is None
 
 
+def test_a_choice_of_an_empty_file_is_called_by_its_name(tmp_path: Path) -> None:
+    run(tmp_path / "a", typed={"timeline": "none"}, choices={"timeline": "none"}, config={"timeline": {}, "name": "x"})
+    (found,) = load_runs([tmp_path])
+    assert (found.settings["timeline"], found.settings["name"], found.typed) == ("none", "x", ("timeline",))
+
+
 @pytest.mark.parametrize("content", ["[1, 2]", "a: [", "\0"])
 def test_a_configuration_that_cannot_be_read_is_done_without(
     content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -118,10 +118,12 @@ def _settings(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
 def settings_of(content: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """A resolved configuration's values by their dotted keys, with its choices; and what of it was typed.
 
-    A choice that stands for nothing (`tuning=full`) is called as it was typed.
+    A choice that stands for nothing (`tuning=full`) is called as it was typed, one of an empty file (`timeline=none`)
+    by its name.
     """
     choices, typed = content.pop("choices", None) or {}, content.pop("coordinates", None) or {}
-    told = choices | dict(_flat({key: value for key, value in content.items() if key not in ABOUT_ITSELF}))
+    named = {key for key in choices if content.get(key) == {}}
+    told = choices | dict(_flat({key: value for key, value in content.items() if key not in {*ABOUT_ITSELF, *named}}))
     told |= {key: name for key in typed if told.get(key) is None and (name := choices.get(key)) not in (None, "none")}
     return told, tuple(bare for key in typed if (bare := key.lstrip("+~")) in told)
 
