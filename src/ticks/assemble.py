@@ -35,6 +35,7 @@ from ticks.strategy.checkpoint import random_state, set_random_state
 from ticks.strategy.identity import Identity
 from ticks.strategy.workers import WorkerStrategy
 from ticks.timeline import Stage, Timeline
+from ticks.timeline.tracks import what_trains
 
 QUIET = (  # messages of our libraries that say nothing a user can act on
     ".*does not have many workers.*",
@@ -434,6 +435,8 @@ def _timeline(config: DictConfig, begin: int = 0) -> Timeline:
             if node is None:
                 continue
             raise ConfigError(f"timeline.{name}={node} must have at:, every: or from:, and do: an action")
+        if name == "phase":
+            raise ConfigError("timeline.phase: the record calls the phases of a run so: choose another name")
         plain: Any = OmegaConf.to_container(node, resolve=True)
         said[str(name)] = plain | {"do": build(node.get("do"), f"timeline.{name}.do")}
     return Timeline(said, begin=begin)
@@ -458,7 +461,7 @@ def _check_timeline(timeline: Timeline, trainer: Trainer, made: Parts, phase: Ph
     try:
         timeline.plan(steps)
         timeline.check(stage)
-        for step, names in timeline.what_trains(stage, steps):
+        for step, names in what_trains(timeline.tracks, stage, steps):
             when = f"timeline: from step {step} on, by {', '.join(names)}" if names else f"timeline: in step {step}"
             if not any(p.requires_grad for p in made.task.parameters()):
                 raise ConfigError(f"{when}: nothing trains")

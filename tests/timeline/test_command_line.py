@@ -139,6 +139,7 @@ def test_what_a_strategy_cannot_take_later_is_found_now(tmp_path: Path) -> None:
         (("timeline=lr_steps", "timeline.tenth.do.ends=3"), "unknown key 'timeline.tenth.do.ends'"),
         (("timeline=lr_steps", "+timeline.tenth.do.ends=3"), "takes no 'ends'; did you mean 'end'"),
         (("timeline=checkpoint_and_evaluate", "timeline.save.every=0"), "timeline.save.every=0 must be above 0"),
+        (("+timeline.phase={at: 3, do: {_target_: ticks.timeline.Evaluate}}",), "timeline.phase: the record calls"),
         (("timeline=freeze_then_thaw", "model.n_layers=2"), r"timeline.layer_2.do.match='\\bblocks\\.2\\.' matches no"),
     ],
 )

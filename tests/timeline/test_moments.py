@@ -89,7 +89,7 @@ def test_the_next_change_is_never_missed_and_steps_of_rest_are_skipped() -> None
 def test_after_which_steps_an_event_happens(said: dict[str, Any], expected: list[int]) -> None:
     one = entry("it", {**said, "do": Save()}, 8)
     found, step = [], -1.0
-    while (step := one.next_step(step)) <= 8:
+    while (step := one.next_moment("steps", step)) <= 8:
         found.append(int(step))
     assert [step for step in found if step or "at" in said] == expected
     assert [s for s in range(9) if one.due("steps", s - 1, s) and one.begin < s + ("at" in said) and s <= one.until
@@ -110,6 +110,13 @@ def test_after_which_steps_an_event_happens(said: dict[str, Any], expected: list
         ({"from": "tick 3", "do": LrFactor(end=0.0)}, "it.from='tick 3' must be a number of steps or a share of them"),
         ({"from": 5, "until": 4, "do": LrFactor(end=0.0)}, "it.until=4 must be behind from=5"),
         ({"from": 8, "do": LrFactor(end=0.0)}, "it.from=8 is the end of the run, which has 8 steps"),
+        ({"every": 9, "do": Save()}, "it.every=9 never comes in the run's 8 steps"),
+        ({"every": "150%", "do": Save()}, "it.every='150%' never comes in the run's 8 steps"),
+        ({"every": 2, "from": 50, "do": Save()}, "it.every=2 never comes in the run's 8 steps from 50"),
+        ({"every": 2, "from": 5, "until": 3, "do": Save()}, "it.every=2 never comes in the run's 8 steps from 5 until"),
+        ({"every": "5%", "do": Save()}, "it.every='5%' of 8 steps is less than one"),
+        ({"at": "0s", "do": Save()}, "it.at='0s' must be above 0; before the first step it is 0"),
+        ({"at": "tick 0", "do": Save()}, "it.at='tick 0' must be above 0; before the first step it is 0"),
     ],
 )  # fmt: skip
 def test_an_entry_that_cannot_be_is_named(said: dict[str, Any], message: str) -> None:

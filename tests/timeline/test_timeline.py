@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.conftest import run_workers
+from tests.strategy.toys import CountInTraining, Traffic, flat, trainer_for
 from ticks.arguments import ArgumentError
 from ticks.data import MapData
 from ticks.data.images import Images, LabelledImages
@@ -243,7 +244,7 @@ def test_evaluations_and_the_end(tmp_path: Path) -> None:
 
 def test_seconds_are_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("ticks.timeline.timeline.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("ticks.timeline.seconds.time.perf_counter", lambda: now[0])
     calls: list[int] = []
 
     class Slow(Callback):
@@ -377,6 +378,9 @@ def test_what_is_told_once_is_not_told_again(tmp_path: Path) -> None:
     told.clear()
     run(ckpt_path=checkpoint_of(entries, tmp_path, 4))
     assert told == [(6, "rests")]
+    told.clear()
+    run(ckpt_path=checkpoint_of(entries, tmp_path, 6))
+    assert told == [], "what was kept at a border lies behind what was told there"
 
 
 def test_a_list_of_entries_does_as_well(tmp_path: Path) -> None:
@@ -449,7 +453,6 @@ def timed(home: Path) -> dict[str, Any]:
     import time as clock
 
     calls: list[int] = []
-    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else None
 
     class Slow(Callback):
         def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
@@ -459,13 +462,28 @@ def timed(home: Path) -> dict[str, Any]:
         "a": {"every": "0.2s", "do": Run(lambda trainer, module: calls.append(trainer.strategy.step))},
         "b": {"every": "2 ticks", "do": Run(lambda trainer, module: calls.append(-trainer.strategy.step))},
     }
-    _, _, trainer = train(entries, home, steps=24, strategy=TickStrategy(interval=4), devices=2, callbacks=[Slow()])
-    return {"calls": calls, "messages": trainer.strategy.ledger.messages, "rank": rank}  # type: ignore[attr-defined]
+    counted = counting()
+    train(entries, home, steps=24, strategy=TickStrategy(interval=4), devices=2, callbacks=[Slow(), counted])
+    return {"calls": calls, "collectives": counted.per_step}
 
 
-def plain(home: Path) -> int:
-    _, _, trainer = train({}, home, steps=24, strategy=TickStrategy(interval=4), devices=2)
-    return trainer.strategy.ledger.messages  # type: ignore[attr-defined]
+def plain() -> list[dict[str, Any]]:
+    """Without a timeline, and with an empty one."""
+    runs = []
+    for callbacks in ([], [Timeline({})]):
+        counted = counting()
+        seed_everything(0, verbose=False)
+        module = Small()
+        trainer = trainer_for(TickStrategy(interval=4), 2, steps=24, callbacks=[*callbacks, counted])
+        trainer.fit(module, data(trainer.global_rank))
+        runs.append({"collectives": counted.per_step, "final": flat(module)})
+    return runs
+
+
+def counting() -> CountInTraining:
+    traffic = Traffic()
+    traffic.install()
+    return CountInTraining(traffic)
 
 
 @pytest.mark.workers
@@ -476,7 +494,10 @@ def test_a_moment_on_the_clock_is_the_same_tick_for_workers_of_different_speed(t
     seconds = [step for step in one["calls"] if step > 0]
     assert len(seconds) >= 2
     assert all(step % 4 == 0 for step in seconds)
-    assert one["messages"] == run_workers(2, plain, tmp_path)[0], "and no message is added"
+    without, empty = run_workers(2, plain)[0]
+    assert one["collectives"] == without["collectives"] == empty["collectives"], "and no message is added"
+    assert any(one["collectives"].values())
+    assert torch.equal(without["final"], empty["final"])
 
 
 def stretched(home: Path) -> list[int]:

@@ -35,8 +35,14 @@ class Action(ABC):  # noqa: B024  # what it can do is a setting's or an event's
 
     def __str__(self) -> str:
         plain = {key: value for key, value in vars(self).items() if not key.startswith("_")}
-        said = ", ".join(f"{key}={value}" for key, value in plain.items() if value is not None and value is not False)
-        return f"{type(self).__name__}({said})"
+        said = [f"{key}={_in_words(value)}" for key, value in plain.items() if value is not None and value is not False]
+        return f"{type(self).__name__}({', '.join(said)})"
+
+
+def _in_words(value: Any) -> str:
+    """A function by its name, and not by where it lies in memory."""
+    value = getattr(value, "func", value)  # of a partial
+    return getattr(value, "__qualname__", None) or str(value)
 
 
 class Setting(Action):

@@ -39,16 +39,22 @@ class Evaluate(Event):
     def __init__(self) -> None:
         self._before: Any = None
 
+    def check(self, stage: Stage) -> None:
+        trainer = stage.trainer
+        if trainer.limit_val_batches == 0 or (stage.given is None and not trainer.enable_validation):
+            raise ArgumentError("_target_", type(self).__name__, "is of no use: there are no validation data")
+
     def happen(self, stage: Stage) -> None:
         trainer = stage.trainer
-        if trainer.val_check_batch != 1:
-            self._before = trainer.val_check_batch
-            trainer.val_check_batch = 1  # so that Lightning measures behind this step
+        if self._before is None:  # so that Lightning measures behind this step, in whatever epoch it is
+            self._before = trainer.val_check_batch, trainer.check_val_every_n_epoch
+            trainer.val_check_batch, trainer.check_val_every_n_epoch = 1, None
 
     def as_before(self, trainer: Any) -> None:
         """Lightning measures as often as it did."""
         if self._before is not None:
-            trainer.val_check_batch, self._before = self._before, None
+            trainer.val_check_batch, trainer.check_val_every_n_epoch = self._before
+            self._before = None
 
 
 class Show(Event):
@@ -60,11 +66,12 @@ class Show(Event):
     def happen(self, stage: Stage) -> str | None:
         trainer, module = stage.trainer, stage.module
         agreed = getattr(trainer.strategy, "agreed_model", nullcontext)
-        was_training = module.training
+        trained = {part: part.training for part in module.modules()}  # some may not, in a module that does
         with agreed():
             module.eval()
             shown = module.show(trainer.datamodule) if trainer.is_global_zero and hasattr(module, "show") else None
-            module.train(was_training)
+            for part, was_training in trained.items():
+                part.training = was_training
         if shown is None:
             return None
         if not hasattr(shown, "savefig"):
@@ -136,6 +143,11 @@ class Stop(Event):
     """Training ends, as it does at its last step."""
 
     last = True
+
+    def check(self, stage: Stage) -> None:
+        loop = stage.trainer.fit_loop
+        if least := [f"{name}={getattr(loop, name)}" for name in ("min_steps", "min_epochs") if getattr(loop, name)]:
+            raise ArgumentError("_target_", type(self).__name__, f"cannot be: {least[0]} lets training go on")
 
     def happen(self, stage: Stage) -> None:
         together = getattr(stage.trainer.strategy, "stop_together", None)

@@ -54,8 +54,12 @@ def moment(argument: str, said: Any, total_steps: float, *, length: bool = False
     else:
         forms = FORMS.replace("tick 12", "12 ticks") if length else FORMS
         raise ArgumentError(argument, said, f"must be {forms}")
+    if length and kind == "steps" and n < 1 and text.endswith("%") and float(text.removesuffix("%")) > 0:
+        raise ArgumentError(argument, said, f"of {total_steps:.0f} steps is less than one")
     if n < 0 or (length and n < (1 if kind != "seconds" else 1e-3)):
         raise ArgumentError(argument, said, f"must be {'above' if length else 'at least'} 0")
+    if kind != "steps" and not n:
+        raise ArgumentError(argument, said, "must be above 0; before the first step it is 0")
     return Moment(kind, n, text)
 
 
@@ -117,11 +121,11 @@ class Entry:
             return False
         return max(0.0, before) // self.every.n < now // self.every.n
 
-    def next_step(self, step: float) -> float:
-        """The next step behind this one after which it happens; infinite where steps do not decide."""
-        found = [m.n for m in self.at if m.kind == "steps" and m.n > step]
-        if self.every is not None and self.every.kind == "steps":
-            n = (max(step, float(self.begin)) // self.every.n + 1) * self.every.n
+    def next_moment(self, kind: Kind, after: float) -> float:
+        """Its next of a kind behind so many steps, ticks or seconds; infinite where there is none."""
+        found = [m.n for m in self.at if m.kind == kind and m.n > after]
+        if self.every is not None and self.every.kind == kind:
+            n = (max(after, float(self.begin)) // self.every.n + 1) * self.every.n
             found += [n] if n <= self.until else []
         return min(found, default=math.inf)
 
@@ -181,7 +185,11 @@ def entry(name: str, said: Mapping[str, Any], total_steps: float) -> Entry:
         raise wrong(surplus[0], f"is for what happens every so many steps, not every {every.said}")
     begin = _step(name, "from", given.get("from", 0), total_steps)
     until = _step(name, "until", given["until"], total_steps) if "until" in given else math.inf
-    return Entry(name, do, every=every, begin=int(begin), until=until)
+    found = Entry(name, do, every=every, begin=int(begin), until=until)
+    if every.kind == "steps" and found.next_moment("steps", 0) > total_steps:
+        span = "".join(f" {key} {given[key]}" for key in ("from", "until") if key in given)
+        raise wrong("every", f"never comes in the run's {total_steps:.0f} steps{span}")
+    return found
 
 
 def _step(name: str, key: str, said: Any, total_steps: float) -> float:
@@ -199,7 +207,8 @@ def never(entries: Iterable[Entry], done: Mapping[str, float], step: int) -> lis
     could know beforehand, ends of ramps."""
     lines = []
     for one in entries:
-        if late := [m.said for m in one.at if m.kind != "steps" and m.n > done.get(m.kind, 0.0)]:
+        times = [m for m in (*one.at, *([one.every] if one.every else [])) if m.kind != "steps"]
+        if late := [m.said for m in times if m.n > done.get(m.kind, 0.0)]:
             lines.append(f"{one.name} never came: the end was before {', '.join(late)}")
         if isinstance(one.do, Setting) and one.begin + one.ramp > step and one.holds(step):
             lines.append(f"{one.name} ended at {one.share(step):.0%} of its ramp")

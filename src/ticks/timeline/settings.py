@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from ticks.arguments import ArgumentError, at_least, not_negative, share
+from ticks.arguments import ArgumentError, at_least, is_number, not_negative, share
+from ticks.models.changes.frozen import statistics_follow
 from ticks.models.changes.gate import gate, gated_norms
 from ticks.strategy.clock import Clock, Facts
 from ticks.timeline.action import Setting, Stage, between
@@ -99,7 +100,7 @@ class _Training(Setting):
     of_training = True
 
     def __init__(self, match: str | Sequence[str]) -> None:
-        self.match = [match] if isinstance(match, str) else list(match)
+        self.match = _patterns("match", match)
         self._at_start: dict[str, bool] = {}
 
     def targets(self, stage: Stage) -> list[str]:
@@ -116,6 +117,11 @@ class _Training(Setting):
                 raise ArgumentError("match", pattern, f"matches no parameter; there are {_some(named)}")
         self._at_start = {f"whether {name} trains": p.requires_grad for name, p in named.items()}
         meant = [name for name in named if self._is_meant(name)]
+        given = {id(p) for optimizer in stage.optimizers for group in optimizer.param_groups for p in group["params"]}
+        for name in meant if given else ():
+            if self.value(f"whether {name} trains", 1.0) and id(named[name]) not in given:
+                wrong = f"cannot train {name}, which no optimizer has: give it one in configure_optimizers"
+                raise ArgumentError("match", self.match, wrong)
         for name in meant:
             named[name].timed = True  # type: ignore[attr-defined]  # no proof that it stayed what it was
         return [f"whether {name} trains" for name in meant]
@@ -131,6 +137,8 @@ class _Training(Setting):
         if parameter.requires_grad != value:
             parameter.requires_grad_(value)
             parameter.grad = None
+            owner = stage.module.get_submodule(_name(target).rpartition(".")[0])
+            statistics_follow(owner, training=stage.module.training)
 
 
 def _name(target: str) -> str:
@@ -195,8 +203,13 @@ class Number(Setting):
     is, "regulariser.weight", "model.scale" or "data.noise"."""
 
     def __init__(self, *, of: str, end: float, start: float | None = None) -> None:
+        if not isinstance(of, str) or not all(part.isidentifier() for part in of.split(".")):
+            raise ArgumentError("of", of, "must be names with dots between them")
+        for name, number in (("end", end), *([] if start is None else [("start", start)])):
+            if not is_number(number):
+                raise ArgumentError(name, number, "must be a finite number")
         self.of, self.end, self.start = of, end, start
-        self._was = 0.0
+        self._was: float = 0.0
 
     def targets(self, stage: Stage) -> list[str]:
         owner, attribute = self._owner(stage)
@@ -205,7 +218,11 @@ class Number(Setting):
             raise ArgumentError("of", self.of, "cannot change: num_workers other processes make the batches")
         if isinstance(was, bool) or not isinstance(was, int | float):
             raise ArgumentError("of", self.of, f"is no number of {type(stage.module).__name__}: it is {was!r}")
-        self._was = float(was)
+        try:
+            setattr(owner, attribute, was)
+        except AttributeError:  # a property
+            raise ArgumentError("of", self.of, f"cannot be set: {type(owner).__name__} computes it") from None
+        self._was = was
         return [self.of]
 
     def _owner(self, stage: Stage) -> tuple[Any, str]:
@@ -216,7 +233,10 @@ class Number(Setting):
         return owner, attribute
 
     def value(self, target: str, share: float) -> float:
-        return between(self._was if self.start is None else self.start, self.end, share)
+        """A whole number where there is nothing but whole numbers."""
+        start = self._was if self.start is None else self.start
+        value = between(start, self.end, share)
+        return round(value) if all(isinstance(number, int) for number in (self._was, start, self.end)) else float(value)
 
     def set(self, stage: Stage, target: str, value: float) -> None:
         owner, attribute = self._owner(stage)
@@ -235,7 +255,7 @@ class NormGate(Setting):
     ) -> None:
         share(start=start, end=end)
         self.start, self.end, self.keep_affine = start, end, keep_affine
-        self.sites = [sites] if isinstance(sites, str) else list(sites)
+        self.sites = _patterns("sites", sites)
 
     def targets(self, stage: Stage) -> list[str]:
         found = gated_norms(stage.module)
@@ -359,6 +379,13 @@ class Timed(Clock):
     @property
     def label(self) -> str:
         return f"{self.clock.label}, by the timeline"
+
+
+def _patterns(argument: str, said: str | Sequence[str]) -> list[str]:
+    patterns = [said] if isinstance(said, str) else list(said)
+    if not patterns:
+        raise ArgumentError(argument, patterns, "must name something: a pattern, or a list of them")
+    return patterns
 
 
 def _some(names: Iterable[str]) -> str:

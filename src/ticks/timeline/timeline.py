@@ -10,9 +10,7 @@ training, those before a stop among them; all workers take the slowest one's, wh
 """
 
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -22,34 +20,24 @@ from ticks.strategy.lightning import validate_now
 from ticks.timeline.action import Event, Setting, Stage
 from ticks.timeline.events import Evaluate
 from ticks.timeline.moments import Entry, Track, entry, never
-from ticks.timeline.settings import Augmentation, BatchSize, Interval, LrFactor, Timed
+from ticks.timeline.seconds import TrainingTime
+from ticks.timeline.settings import Timed
+from ticks.timeline.tracks import OF_DATA, hand_over, of, tracks_of, what_trains
 
-OF_DATA = (BatchSize, Augmentation)  # settings that data say of each step, before it comes
 Said = Mapping[str, Any]  # {"every": 100, "do": Save()}
 
 
-@contextmanager
-def _of(one: Entry) -> Iterator[None]:
-    """A mistake in an action's argument, by where it stands."""
-    try:
-        yield
-    except ArgumentError as error:
-        raise ArgumentError(f"{one.name}.do.{error.argument}", error.value, error.valid) from None
-
-
-def tracks_of(entries: Sequence[Entry], stage: Stage) -> list[Track]:
-    """A value over the steps for each target of the settings among them."""
-    by_target: dict[str, list[Entry]] = {}
-    for one in entries:
-        if isinstance(one.do, Setting):
-            with _of(one):
-                targets = one.do.targets(stage)
-            for target in targets:
-                by_target.setdefault(target, []).append(one)
-    tracks = [Track(target, entries) for target, entries in by_target.items()]
-    for track in tracks:
-        track.check()
-    return tracks
+def _by_name(entries: Any) -> dict[str, Said]:
+    """ArgumentError for what are no entries."""
+    if isinstance(entries, str) or not isinstance(entries, Mapping | Sequence):
+        raise ArgumentError("entries", entries, 'must be {name: {"every": 100, "do": Save()}, ...} or a list of such')
+    named = entries if isinstance(entries, Mapping) else dict(enumerate(entries))
+    for name, said in named.items():
+        if not isinstance(said, Mapping):
+            raise ArgumentError(f"entries[{name!r}]", said, 'must be like {"every": 100, "do": Save()}')
+    if named is entries:
+        return dict(named)
+    return {f"{type(said.get('do')).__name__.lower()}{i or ''}": said for i, said in named.items()}
 
 
 class Timeline(Callback):
@@ -60,16 +48,19 @@ class Timeline(Callback):
     """
 
     def __init__(self, entries: Mapping[str, Said] | Sequence[Said] = (), *, begin: int = 0) -> None:
-        if not isinstance(entries, Mapping):
-            entries = {f"{type(said.get('do')).__name__.lower()}{i or ''}": said for i, said in enumerate(entries)}
-        self.said = dict(entries)
+        self.said = _by_name(entries)
         self.begin = begin
         self.entries: list[Entry] = []
         self.tracks: list[Track] = []
+        self.total_steps = math.inf
         self.listeners: list[Callable[[Trainer, str, Any], None]] = []  # told an entry's name and what it did or is
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Nothing has happened yet: an earlier fit is not this one."""
         self._done: dict[str, float] = {}  # by kind: up to where events have happened
-        self._seconds = 0.0  # of training, in earlier processes
-        self._since: float | None = None
+        self._happened: dict[str, str] = {}  # events by name, and what they are
+        self._time = TrainingTime()
         self._next_setting = self._next_event = math.inf  # steps
         self._last_step = -1
         self._ticked = False
@@ -83,6 +74,7 @@ class Timeline(Callback):
 
     def plan(self, total_steps: float) -> list[Entry]:
         """Its entries in a run of so many steps. ArgumentError for what cannot be."""
+        self.total_steps = total_steps
         self.entries = [entry(name, said, total_steps) for name, said in self.said.items()]
         return self.entries
 
@@ -90,7 +82,7 @@ class Timeline(Callback):
         """ArgumentError for settings that find nothing to set, or contradict each other. Optimizers must be there."""
         self.tracks = tracks_of(self.entries, stage)
         for one in self.events():
-            with _of(one):
+            with of(one):
                 one.do.check(stage)  # type: ignore[attr-defined]
         if self.events("ticks") and not hasattr(stage.trainer.strategy, "on_tick"):
             name = self.events("ticks")[0].name
@@ -103,22 +95,6 @@ class Timeline(Callback):
         for track in tracks_of(entries, stage):
             track.set(stage, max(1, step))
 
-    def what_trains(self, stage: Stage, total_steps: float) -> Iterator[tuple[int, list[str]]]:
-        """From which step on other parameters train than before, and by which entries; in between they do. Behind the
-        last it is as it was."""
-        tracks = [track for track in self.tracks if Track.setting(track.entries[0]).of_training]
-        before = {name: p.requires_grad for name, p in stage.module.named_parameters()}
-        step: float = 1
-        while tracks and step <= total_steps:
-            names = []
-            for track in tracks:
-                track.set(stage, int(step))
-                names += [e.name for e in track.entries if e.holds(int(step))]
-            yield int(step), list(dict.fromkeys(names))
-            step = min(track.next_change(int(step)) for track in tracks)
-        for name, p in stage.module.named_parameters():
-            p.requires_grad_(before[name])
-
     def events(self, kind: str | None = None) -> list[Entry]:
         """In the order in which they happen."""
         found = [e for e in self.entries if isinstance(e.do, Event) and (kind is None or kind in e.kinds())]
@@ -130,13 +106,15 @@ class Timeline(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Before anything asks for the data what they say themselves."""
+        if stage == "fit":
+            self._begin_anew()
         if stage != "fit" or not any(isinstance(said.get("do"), OF_DATA) for said in self.said.values()):
             return
         self.plan(trainer.max_steps - self.begin if trainer.max_steps > 0 else math.inf)
         at = Stage(trainer, pl_module, begin=self.begin)
         entries = [one for one in self.entries if isinstance(one.do, OF_DATA)]
         for track in tracks_of(entries, at):
-            self._hand_over(track, at)
+            hand_over(track, at)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         strategy: Any = trainer.strategy
@@ -146,20 +124,14 @@ class Timeline(Callback):
         self.plan(steps - self.begin if steps > 0 else math.inf)
         stage = Stage(trainer, pl_module, begin=self.begin)
         self.check(stage)
+        for step, names in what_trains(self.tracks, stage, self.total_steps):
+            if not any(p.requires_grad for p in pl_module.parameters()):
+                raise ArgumentError(" and ".join(names), names and str(self.said[names[0]]["do"]),
+                                    f"leaves nothing that trains, from step {step} on")  # fmt: skip
+            if hasattr(strategy, "check"):
+                strategy.check(pl_module)
         for track in self.tracks:
-            self._hand_over(track, stage)
-
-    def _hand_over(self, track: Track, stage: Stage) -> None:
-        """To the schedule and the clock, what they say themselves."""
-        first = track.entries[0].do
-        if isinstance(first, LrFactor):
-            first.follow(stage, lambda done: track.value(done + 1))
-        elif isinstance(first, OF_DATA):
-            first.follow(stage, track.value)
-        elif isinstance(first, Interval):
-            borders = {b for e in track.entries for b in (e.begin, e.until) if 0 < b < math.inf}
-            strategy: Any = stage.trainer.strategy
-            strategy.clock = Timed(strategy.clock, track.value, borders, self.begin)
+            hand_over(track, stage)
 
     # ---- while it trains
 
@@ -174,30 +146,36 @@ class Timeline(Callback):
                 listeners.append(self._on_tick)
             if hasattr(strategy, "seconds_of_training"):
                 strategy.seconds_of_training = self.seconds
-        self._since = time.perf_counter()
+        self._time.go_on()
         stage = Stage(trainer, pl_module, step=step, begin=self.begin)
-        kept, self._kept = self._kept, {}
-        if step:  # the strategy finds what it left; the next step's settings come with its batch
-            self._told = {one.name: one.state(step) for one in self.entries if isinstance(one.do, Setting)}
-        self._set(stage, max(1, step))
-        if step:
-            self._next_setting = step + 1
         self._last_step = step
+        if step:  # the strategy finds what it left; the next step's settings come with its batch
+            self._apply(stage, step)
+            self._next_setting = step + 1
+        else:
+            self._apply(stage, 1)
+            self._tell(stage, 1)
         self._find_next(step)
-        waiting = kept.get("waiting", [])
-        for one in self.events():
-            if one.name in waiting:
-                self._behind_evaluation.append(one)
-            elif one.name not in kept.get("entries", []):
-                continue  # it is new in a run that goes on: what lies behind it does not happen
-            elif any(one.due(kind, -1.0, over) for kind, over in self._done.items()):  # type: ignore[arg-type]
-                one.do.happened(stage, kept.get("events", {}).get(one.name, {}))  # type: ignore[attr-defined]
-        if kept.get("asked"):
-            self._evaluate(trainer)
-        if self._done["steps"] < step == 0:  # what is to happen before the first step
+        self._go_on(stage)
+        if self._done["steps"] < step or self._done["steps"] < 0:  # before the first, or kept by who came before
             self._happen(stage)
             if self._asked:
                 self._evaluate(trainer)
+
+    def _go_on(self, stage: Stage) -> None:
+        """With what a checkpoint kept of events."""
+        kept, self._kept = self._kept, {}
+        for one in self.events():
+            behind = any(one.due(kind, -1.0, over) for kind, over in self._done.items())  # type: ignore[arg-type]
+            known = kept.get("events", {}).get(one.name, {})
+            if one.name in kept.get("waiting", []):
+                self._behind_evaluation.append(one)
+            elif known or (behind and self._happened.get(one.name) == type(one.do).__name__):
+                one.do.happened(stage, known)  # type: ignore[attr-defined]
+            elif behind and one.at and one.name not in self._happened and stage.trainer.is_global_zero:
+                print(f"note: timeline: {one.name} does not happen where it lies behind step {stage.step}", flush=True)
+        if kept.get("asked"):
+            self._evaluate(stage.trainer)
 
     def _evaluate(self, trainer: Trainer) -> None:
         """Before the first step: what all agree on is what the module holds."""
@@ -207,7 +185,9 @@ class Timeline(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         step = self._last_step + 1
         if step >= self._next_setting:
-            self._set(Stage(trainer, pl_module, step=step - 1, begin=self.begin), step)
+            stage = Stage(trainer, pl_module, step=step - 1, begin=self.begin)
+            self._apply(stage, step)
+            self._tell(stage, step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -218,24 +198,27 @@ class Timeline(Callback):
         if step == self._last_step:  # in the middle of one
             return
         self._last_step = step
-        if step >= self._next_event or self._ticked or self._looks_at_the_clock(trainer):
-            self._happen(Stage(trainer, pl_module, step=step, begin=self.begin))
+        stage = Stage(trainer, pl_module, step=step, begin=self.begin)
+        if self._next_setting <= step + 1 <= self.total_steps:  # told before anything is kept, so that it is told once
+            self._tell(stage, step + 1)
+        if step >= self._next_event or self._ticked or self._looks_at_the_clock(trainer, step):
+            self._happen(stage)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._since is not None:
-            self._seconds, self._since = self.seconds(), None
+        self._time.pause()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit":
             return
-        self._since, self._asked = time.perf_counter(), False
+        self._time.go_on()
+        self._asked = False
         for one in self.entries:
             if isinstance(one.do, Evaluate):
                 one.do.as_before(trainer)
         self._do_what_waited(Stage(trainer, pl_module, step=self._last_step, begin=self.begin))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing of it is left in what may serve another fit."""
+        """Events let go of what may serve another fit. What settings set stays: the model is measured like that."""
         strategy: Any = trainer.strategy
         if self._on_tick in (listeners := getattr(strategy, "on_tick", [])):
             listeners.remove(self._on_tick)
@@ -243,12 +226,12 @@ class Timeline(Callback):
             one.do.over(trainer)  # type: ignore[attr-defined]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._seconds, self._since = self.seconds(), None
+        self._time.pause()
         for line in never(self.entries, self._done, self._last_step) if trainer.is_global_zero else ():
             print(f"note: timeline: {line}", flush=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._seconds, self._since = self.seconds(), None
+        self._time.pause()
 
     def _step(self, trainer: Trainer) -> int:
         return int(getattr(trainer.strategy, "step", trainer.global_step)) - self.begin
@@ -260,29 +243,35 @@ class Timeline(Callback):
 
     def seconds(self) -> float:
         """Of training so far, on this worker."""
-        return self._seconds + (0.0 if self._since is None else time.perf_counter() - self._since)
+        return self._time.seconds()
 
     # ---- settings
 
-    def _set(self, stage: Stage, step: int) -> None:
+    def _apply(self, stage: Stage, step: int) -> None:
         """Everything as it is in this step."""
         for track in self.tracks:
             track.update(stage, step)
+        self._next_setting = min((track.next_change(step) for track in self.tracks), default=math.inf)
+
+    def _tell(self, stage: Stage, step: int) -> None:
+        """Listeners, of what is another in this step than it was."""
         for one in self.entries:
             if isinstance(one.do, Setting) and (state := one.state(step)) != self._told.get(one.name, "rests"):
                 self._told[one.name] = state
-                for listener in self.listeners:
-                    listener(stage.trainer, one.name, state)
-        self._next_setting = min((track.next_change(step) for track in self.tracks), default=math.inf)
+                self._say(stage, one, state)
+
+    def _say(self, stage: Stage, one: Entry, what: Any) -> None:
+        for listener in self.listeners:
+            listener(stage.trainer, one.name, what)
 
     # ---- events
 
     def _on_tick(self, metrics: dict[str, float]) -> None:
         self._ticked = True
 
-    def _looks_at_the_clock(self, trainer: Trainer) -> bool:
-        """Whether seconds decide here, behind every step: where there are no ticks."""
-        return bool(self.events("seconds")) and not hasattr(trainer.strategy, "on_tick")
+    def _looks_at_the_clock(self, trainer: Trainer, step: int) -> bool:
+        """Whether seconds may decide here, where there are no ticks."""
+        return not hasattr(trainer.strategy, "on_tick") and self._time.looks(step) and bool(self.events("seconds"))
 
     def _now(self, trainer: Trainer, step: int) -> dict[str, float]:
         """By kind, what is over, the same on all workers; never less than before."""
@@ -290,24 +279,23 @@ class Timeline(Callback):
         if self._ticked or not hasattr(trainer.strategy, "on_tick"):
             if self.events("ticks"):
                 now["ticks"] = float(self._ticks(trainer) - self._ticks_before)
-            if self.events("seconds"):
-                now["seconds"] = self._agreed_seconds(trainer)
+            if timed := self.events("seconds"):
+                now["seconds"] = self._time.agreed(trainer)
+                soonest = min(one.next_moment("seconds", now["seconds"]) for one in timed)
+                self._time.plan_look(step, now["seconds"], soonest, alone=trainer.world_size == 1)
         return {kind: max(over, self._done.get(kind, 0.0)) for kind, over in now.items()}
-
-    def _agreed_seconds(self, trainer: Trainer) -> float:
-        strategy: Any = trainer.strategy
-        if hasattr(strategy, "agreed_seconds"):
-            return strategy.agreed_seconds if trainer.world_size > 1 else self.seconds()
-        return self.seconds() if trainer.world_size == 1 else strategy.broadcast(self.seconds())
 
     def _happen(self, stage: Stage) -> None:
         """All events whose moments have come; those that keep something last, behind an evaluation too."""
         before, now = dict(self._done), self._now(stage.trainer, stage.step)
         self._done |= now
         self._ticked = evaluates = False
-        for one in self.events():
-            if not any(one.due(kind, before.get(kind, 0.0), over) for kind, over in now.items()):  # type: ignore[arg-type]
-                continue
+        due = [
+            one for one in self.events()
+            if any(one.due(kind, before.get(kind, 0.0), over) for kind, over in now.items())  # type: ignore[arg-type]
+        ]  # fmt: skip
+        self._happened |= {one.name: type(one.do).__name__ for one in due}
+        for one in due:
             if evaluates and one.do.last:  # type: ignore[attr-defined]
                 self._behind_evaluation.append(one)
                 continue
@@ -322,22 +310,24 @@ class Timeline(Callback):
 
     def _do(self, one: Entry, stage: Stage) -> None:
         assert isinstance(one.do, Event)
-        said = one.do.happen(stage)
-        for listener in self.listeners:
-            listener(stage.trainer, one.name, said)
+        self._say(stage, one, one.do.happen(stage))
 
     def _find_next(self, step: int) -> None:
-        self._next_event = min((e.next_step(step) for e in self.events("steps")), default=math.inf)
+        self._next_event = min((one.next_moment("steps", step) for one in self.events("steps")), default=math.inf)
 
     # ---- what is kept
 
     def state_dict(self) -> dict[str, Any]:
         waiting = [one.name for one in self._behind_evaluation]
         known = {one.name: state for one in self.events() if (state := one.do.state())}  # type: ignore[attr-defined]
-        kept = {"done": dict(self._done), "seconds": self.seconds(), "ticks_before": self._ticks_before}
-        return kept | {"waiting": waiting, "asked": self._asked, "events": known, "entries": list(self.said)}
+        kept = {"done": dict(self._done), "happened": dict(self._happened), "told": dict(self._told)}
+        kept |= {"step": self._last_step, "seconds": self.seconds(), "ticks_before": self._ticks_before}
+        return kept | {"waiting": waiting, "asked": self._asked, "events": known}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._done, self._ticks_before = dict(state_dict["done"]), state_dict["ticks_before"]
-        self._seconds = max(state_dict["seconds"], self._done.get("seconds", 0.0))  # the slowest worker's at a tick
+        self._done["steps"] = float(max(state_dict.get("step", -1), self._done.get("steps", -1.0)))
+        self._happened, self._told = dict(state_dict.get("happened", {})), dict(state_dict.get("told", {}))
+        seconds = max(state_dict["seconds"], self._done.get("seconds", 0.0))  # the slowest worker's at a tick
+        self._time = TrainingTime(seconds)
         self._kept = dict(state_dict)

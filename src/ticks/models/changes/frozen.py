@@ -54,6 +54,12 @@ def quiet_statistics(model: nn.Module) -> None:
             module.eval()
 
 
+def statistics_follow(module: nn.Module, *, training: bool) -> None:
+    """A batch norm takes and keeps statistics while it trains, and uses those that it has while it does not."""
+    if isinstance(module, _NormBase):
+        module.train(training and any(p.requires_grad for p in module.parameters()))
+
+
 def base(model: nn.Module) -> dict[str, Tensor]:
     """By name, a model's tensors without what belongs to tasks: what it was before anything was put beside it."""
     ours = tuple(f"{place}." for place, _ in task_modules(model))
