@@ -35,7 +35,7 @@ from ticks.strategy.checkpoint import random_state, set_random_state
 from ticks.strategy.identity import Identity
 from ticks.strategy.workers import WorkerStrategy
 from ticks.timeline import Stage, Timeline
-from ticks.timeline.tracks import what_trains
+from ticks.timeline.tracks import look_ahead
 
 QUIET = (  # messages of our libraries that say nothing a user can act on
     ".*does not have many workers.*",
@@ -455,20 +455,24 @@ def planned(config: DictConfig) -> list[str]:
 def _check_timeline(timeline: Timeline, trainer: Trainer, made: Parts, phase: Phase) -> None:
     """ConfigError for what the timeline could not do when its time comes, in the whole phase."""
     steps = phase.steps if phase.steps and phase.steps > 0 else math.inf
-    optimizers = None if made.optimizer is None else (made.optimizer,)
+    optimizers = () if made.optimizer is None else (made.optimizer,)
     stage = Stage(trainer, made.task, made=optimizers, given=made.data, begin=phase.begin)
-    assert isinstance(trainer.strategy, WorkerStrategy)
+    strategy = trainer.strategy
+    assert isinstance(strategy, WorkerStrategy)
+
+    def look(step: int, names: list[str]) -> None:
+        when = f"timeline: from step {step} on, by {', '.join(names)}" if names else f"timeline: in step {step}"
+        if not any(p.requires_grad for p in made.task.parameters()):
+            raise ConfigError(f"{when}: nothing trains")
+        try:
+            strategy.check(made.task)
+        except Refused as error:
+            raise ConfigError(f"{when}: {with_path('strategy', error)}") from None
+
     try:
         timeline.plan(steps)
         timeline.check(stage)
-        for step, names in what_trains(timeline.tracks, stage, steps):
-            when = f"timeline: from step {step} on, by {', '.join(names)}" if names else f"timeline: in step {step}"
-            if not any(p.requires_grad for p in made.task.parameters()):
-                raise ConfigError(f"{when}: nothing trains")
-            try:
-                trainer.strategy.check(made.task)
-            except Refused as error:
-                raise ConfigError(f"{when}: {with_path('strategy', error)}") from None
+        look_ahead(timeline.tracks, stage, steps, look)
     except ArgumentError as error:
         raise ConfigError(under("timeline", error)) from None
 

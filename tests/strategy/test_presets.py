@@ -45,7 +45,7 @@ from ticks.strategy import (
 )
 from ticks.strategy.facts import FIELDS
 from ticks.strategy.wire import ring_bytes
-from ticks.timeline import Freeze, LrFactor, Timeline
+from ticks.timeline import Freeze, LrFactor, Timeline, WeightDecay
 
 CONFIGS = REPOSITORY / "configs"
 PRESETS = sorted({file.stem for file in (CONFIGS / "strategy").glob("*.yaml")} - {"base"})
@@ -141,9 +141,11 @@ OF_PRESETS = {name: Run(partial(built, name), stops=(11,)) for name in PRESETS}
 SETTINGS: dict[str, Any] = {
     "slower": {"from": 9, "ramp": 4, "do": LrFactor(end=0.2)},
     "frozen": {"from": 4, "until": 11, "do": Freeze(r"layers\.1\.bias")},
+    "decay": {"from": 6, "until": 12, "ramp": 3, "do": WeightDecay(start=0.01, end=0.1)},
 }
 FACTORS = [1.0] * 9 + [0.8, 0.6, 0.4, 0.2, 0.2]  # by hand, of each step
-OF_DDP = {"slower": SETTINGS["slower"]}  # which refuses that another parameter trains
+DECAYS = [0.01] * 6 + [0.04, 0.07, 0.1, 0.1, 0.1, 0.1] + [0.01] * 2
+OF_DDP = {name: SETTINGS[name] for name in ("slower", "decay")}  # which refuses that another parameter trains
 TIMED = {
     f"{name}, a timeline": Run(partial(built, name), (11,), timeline=OF_DDP if name == "ddp" else SETTINGS)
     for name in PRESETS
@@ -196,14 +198,15 @@ RUNS = {(2, name): run for name, run in {**OF_PRESETS, **TIMED, **OTHERS}.items(
 
 
 class Rates(pl.Callback):
-    """The learning rate that each step is made with, and whether it moves what is frozen."""
+    """The learning rate that each step is made with, whether it moves what is frozen, and the weight decay."""
 
     def __init__(self) -> None:
-        self.seen: dict[int, tuple[float, bool]] = {}
+        self.seen: dict[int, tuple[float, bool, float]] = {}
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
         trains = pl_module.net.layers[1].bias.requires_grad
-        self.seen[trainer.global_step + 1] = (optimizer.param_groups[0]["lr"], trains)
+        (group,) = optimizer.param_groups
+        self.seen[trainer.global_step + 1] = (group["lr"], trains, group["weight_decay"])
 
 
 class SaveAfter(pl.Callback):
@@ -301,8 +304,9 @@ def test_settings_are_what_the_timeline_says_in_every_step(name: str, resumed: d
     for outcomes in resumed[2][name]:
         for run in outcomes.values():
             assert run["rates"]
-            for step, (lr, trains) in run["rates"].items():
+            for step, (lr, trains, decay) in run["rates"].items():
                 assert lr == pytest.approx(Layered().lr / (1 + 0.2 * (step - 1)) * FACTORS[step - 1])
+                assert decay == pytest.approx(DECAYS[step - 1])
                 assert trains == (not 4 < step <= 11 or "frozen" not in RUNS[2, name].timeline)
 
 

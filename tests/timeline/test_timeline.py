@@ -355,7 +355,7 @@ def test_what_never_came_is_said_at_the_end(tmp_path: Path, capsys: pytest.Captu
 
 def test_a_clock_does_not_go_backwards(tmp_path: Path) -> None:
     timeline = Timeline({})
-    timeline.load_state_dict({"done": {"steps": 4.0, "seconds": 60.5}, "seconds": 59.4, "ticks_before": 0,
+    timeline.load_state_dict({"done": {"steps": 4.0, "seconds": 60.5}, "seconds": 59.4, "ticks_before": 0, "step": 4,
                               "waiting": [], "asked": False, "events": {}})  # fmt: skip
     assert timeline.seconds() == 60.5
     assert timeline._now(SimpleNamespace(strategy=None), 3)["steps"] == 4.0

@@ -43,11 +43,13 @@ class Evaluate(Event):
         trainer = stage.trainer
         if trainer.limit_val_batches == 0 or (stage.given is None and not trainer.enable_validation):
             raise ArgumentError("_target_", type(self).__name__, "is of no use: there are no validation data")
+        self._before = None
 
     def happen(self, stage: Stage) -> None:
         trainer = stage.trainer
-        if self._before is None:  # so that Lightning measures behind this step, in whatever epoch it is
-            self._before = trainer.val_check_batch, trainer.check_val_every_n_epoch
+        before = trainer.val_check_batch, trainer.check_val_every_n_epoch
+        if before != (1, None):  # by another one of this step
+            self._before = before  # so that Lightning measures behind this step, in whatever epoch it is
             trainer.val_check_batch, trainer.check_val_every_n_epoch = 1, None
 
     def as_before(self, trainer: Any) -> None:

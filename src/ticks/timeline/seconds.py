@@ -1,10 +1,11 @@
 """Seconds of training, and what all workers take for them."""
 
-import math
 import time
 from typing import Any
 
 import torch
+
+AT_MOST = 10.0  # seconds between two looks
 
 
 class TrainingTime:
@@ -14,7 +15,7 @@ class TrainingTime:
         self._before = before
         self._since: float | None = None
         self._agreed: tuple[int, float] | None = None  # the step and the seconds, last
-        self._next_look = 0.0  # after so many steps
+        self._next_look = 0  # after so many steps
 
     def go_on(self) -> None:
         self._since = time.perf_counter()
@@ -41,10 +42,12 @@ class TrainingTime:
         return step >= self._next_look
 
     def plan_look(self, step: int, now: float, moment: float, *, alone: bool) -> None:
-        """All agreed on `now` after this step. The next look is a quarter of the way to the `moment`, at the speed of
-        the steps since they agreed last: some dozens of looks, however long the way is. One worker looks every step."""
+        """All agreed on `now` after this step. The next look is an eighth of the way to the `moment`, ten seconds at
+        most, at the speed of the steps since they agreed last; not much farther than that is long, as a few steps may
+        have been quick. One worker looks at every step."""
         before, self._agreed = self._agreed, (step, now)
         self._next_look = step + 1
-        if not alone and before is not None and now > before[1]:
-            left = (moment - now) * (step - before[0]) / (now - before[1]) / 4
-            self._next_look = step + max(1.0, left // 1 if math.isfinite(left) else math.inf)
+        if not alone and before is not None and now > before[1] and step > before[0]:
+            steps = step - before[0]
+            wanted = min((moment - now) / 8, AT_MOST) * steps / (now - before[1])
+            self._next_look = step + max(1, min(int(wanted), 2 * steps))

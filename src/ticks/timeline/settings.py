@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from ticks.arguments import ArgumentError, at_least, is_number, not_negative, share
-from ticks.models.changes.frozen import statistics_follow
+from ticks.models.changes.frozen import statistics_that_follow
 from ticks.models.changes.gate import gate, gated_norms
 from ticks.strategy.clock import Clock, Facts
 from ticks.timeline.action import Setting, Stage, between
@@ -102,6 +102,7 @@ class _Training(Setting):
     def __init__(self, match: str | Sequence[str]) -> None:
         self.match = _patterns("match", match)
         self._at_start: dict[str, bool] = {}
+        self._batch_norms: dict[str, nn.Module] = {}  # whose statistics follow
 
     def targets(self, stage: Stage) -> list[str]:
         named = dict(stage.module.named_parameters())
@@ -122,6 +123,7 @@ class _Training(Setting):
             if self.value(f"whether {name} trains", 1.0) and id(named[name]) not in given:
                 wrong = f"cannot train {name}, which no optimizer has: give it one in configure_optimizers"
                 raise ArgumentError("match", self.match, wrong)
+        self._batch_norms = statistics_that_follow(stage.module)
         for name in meant:
             named[name].timed = True  # type: ignore[attr-defined]  # no proof that it stayed what it was
         return [f"whether {name} trains" for name in meant]
@@ -137,8 +139,8 @@ class _Training(Setting):
         if parameter.requires_grad != value:
             parameter.requires_grad_(value)
             parameter.grad = None
-            owner = stage.module.get_submodule(_name(target).rpartition(".")[0])
-            statistics_follow(owner, training=stage.module.training)
+            if (norm := self._batch_norms.get(_name(target).rpartition(".")[0])) is not None:
+                norm.train(stage.module.training and any(p.requires_grad for p in norm.parameters()))
 
 
 def _name(target: str) -> str:
@@ -203,7 +205,7 @@ class Number(Setting):
     is, "regulariser.weight", "model.scale" or "data.noise"."""
 
     def __init__(self, *, of: str, end: float, start: float | None = None) -> None:
-        if not isinstance(of, str) or not all(part.isidentifier() for part in of.split(".")):
+        if not isinstance(of, str) or not all(re.fullmatch(r"\w+", part) for part in of.split(".")):
             raise ArgumentError("of", of, "must be names with dots between them")
         for name, number in (("end", end), *([] if start is None else [("start", start)])):
             if not is_number(number):
@@ -233,10 +235,12 @@ class Number(Setting):
         return owner, attribute
 
     def value(self, target: str, share: float) -> float:
-        """A whole number where there is nothing but whole numbers."""
+        """Where it does not ramp, the very numbers that were given: a whole one stays whole."""
         start = self._was if self.start is None else self.start
-        value = between(start, self.end, share)
-        return round(value) if all(isinstance(number, int) for number in (self._was, start, self.end)) else float(value)
+        return between(start, self.end, share) if share else start
+
+    def at_rest(self, target: str) -> float:
+        return float(self.value(target, 0.0))
 
     def set(self, stage: Stage, target: str, value: float) -> None:
         owner, attribute = self._owner(stage)

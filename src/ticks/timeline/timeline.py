@@ -22,7 +22,7 @@ from ticks.timeline.events import Evaluate
 from ticks.timeline.moments import Entry, Track, entry, never
 from ticks.timeline.seconds import TrainingTime
 from ticks.timeline.settings import Timed
-from ticks.timeline.tracks import OF_DATA, hand_over, of, tracks_of, what_trains
+from ticks.timeline.tracks import OF_DATA, hand_over, look_ahead, of, tracks_of
 
 Said = Mapping[str, Any]  # {"every": 100, "do": Save()}
 
@@ -124,12 +124,15 @@ class Timeline(Callback):
         self.plan(steps - self.begin if steps > 0 else math.inf)
         stage = Stage(trainer, pl_module, begin=self.begin)
         self.check(stage)
-        for step, names in what_trains(self.tracks, stage, self.total_steps):
+
+        def look(step: int, names: list[str]) -> None:
             if not any(p.requires_grad for p in pl_module.parameters()):
-                raise ArgumentError(" and ".join(names), names and str(self.said[names[0]]["do"]),
-                                    f"leaves nothing that trains, from step {step} on")  # fmt: skip
+                who, said = " and ".join(names) or "entries", names or list(self.said)
+                raise ArgumentError(who, said, f"leaves nothing that trains, from step {step} on")
             if hasattr(strategy, "check"):
                 strategy.check(pl_module)
+
+        look_ahead(self.tracks, stage, self.total_steps, look)
         for track in self.tracks:
             hand_over(track, stage)
 
@@ -140,6 +143,7 @@ class Timeline(Callback):
         if "steps" not in self._done:  # what lies behind a run that goes on without having had a timeline is over
             self._done["steps"] = float(step) if step else -1.0
             self._ticks_before = self._ticks(trainer)
+        self._done["steps"] = min(self._done["steps"], float(step))
         listeners = getattr(strategy, "on_tick", None)
         if self.entries and isinstance(listeners, list):
             if self._on_tick not in listeners:
@@ -168,9 +172,13 @@ class Timeline(Callback):
         for one in self.events():
             behind = any(one.due(kind, -1.0, over) for kind, over in self._done.items())  # type: ignore[arg-type]
             known = kept.get("events", {}).get(one.name, {})
+            if "happened" in kept:
+                has_happened = self._happened.get(one.name) == type(one.do).__name__
+            else:  # in a checkpoint of before
+                has_happened = behind and one.name in kept.get("entries", ())
             if one.name in kept.get("waiting", []):
                 self._behind_evaluation.append(one)
-            elif known or (behind and self._happened.get(one.name) == type(one.do).__name__):
+            elif has_happened and (behind or known):
                 one.do.happened(stage, known)  # type: ignore[attr-defined]
             elif behind and one.at and one.name not in self._happened and stage.trainer.is_global_zero:
                 print(f"note: timeline: {one.name} does not happen where it lies behind step {stage.step}", flush=True)
@@ -192,12 +200,12 @@ class Timeline(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not self.entries:
-            return
         step = self._step(trainer)
         if step == self._last_step:  # in the middle of one
             return
         self._last_step = step
+        if not self.entries:
+            return
         stage = Stage(trainer, pl_module, step=step, begin=self.begin)
         if self._next_setting <= step + 1 <= self.total_steps:  # told before anything is kept, so that it is told once
             self._tell(stage, step + 1)
@@ -326,7 +334,7 @@ class Timeline(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._done, self._ticks_before = dict(state_dict["done"]), state_dict["ticks_before"]
-        self._done["steps"] = float(max(state_dict.get("step", -1), self._done.get("steps", -1.0)))
+        self._done["steps"] = float(state_dict.get("step", math.inf))  # as many as there are
         self._happened, self._told = dict(state_dict.get("happened", {})), dict(state_dict.get("told", {}))
         seconds = max(state_dict["seconds"], self._done.get("seconds", 0.0))  # the slowest worker's at a tick
         self._time = TrainingTime(seconds)

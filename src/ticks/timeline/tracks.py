@@ -1,7 +1,7 @@
 """Tracks: what the settings of a timeline make of each value that they set."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,25 +37,29 @@ def tracks_of(entries: Sequence[Entry], stage: Stage) -> list[Track]:
     return tracks
 
 
-def what_trains(found: Sequence[Track], stage: Stage, total_steps: float) -> Iterator[tuple[int, list[str]]]:
-    """From which step on other parameters train than before, and by which entries; in between they do. Behind the
-    last it is as it was."""
+def look_ahead(
+    found: Sequence[Track], stage: Stage, total_steps: float, look: Callable[[int, list[str]], None]
+) -> None:
+    """Call `look` at each step from which on other parameters train than before, with the entries by which they do.
+    Behind it all is as it was."""
     meant = [track for track in found if Track.setting(track.entries[0]).of_training]
     tracks = [Track(track.target, track.entries) for track in meant]  # those of training know what is set
     before = {name: p.requires_grad for name, p in stage.module.named_parameters()}
     trained = {part: part.training for part in stage.module.modules()}
     step: float = 1
-    while tracks and step <= total_steps:
-        names = []
-        for track in tracks:
-            track.set(stage, int(step))
-            names += [e.name for e in track.entries if e.holds(int(step))]
-        yield int(step), list(dict.fromkeys(names))
-        step = min(track.next_change(int(step)) for track in tracks)
-    for name, p in stage.module.named_parameters():
-        p.requires_grad_(before[name])
-    for part, was_training in trained.items():
-        part.training = was_training
+    try:
+        while tracks and math.isfinite(step) and step <= total_steps:
+            names = []
+            for track in tracks:
+                track.set(stage, int(step))
+                names += [e.name for e in track.entries if e.holds(int(step))]
+            look(int(step), list(dict.fromkeys(names)))
+            step = min(track.next_change(int(step)) for track in tracks)
+    finally:
+        for name, p in stage.module.named_parameters():
+            p.requires_grad_(before[name])
+        for part, was_training in trained.items():
+            part.training = was_training
 
 
 def hand_over(track: Track, stage: Stage) -> None:

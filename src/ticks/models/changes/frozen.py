@@ -50,14 +50,22 @@ def frozen(model: nn.Module) -> dict[str, Tensor]:
 def quiet_statistics(model: nn.Module) -> None:
     """Batch norms that do not train use and keep the statistics that they have."""
     for module in model.modules():
-        if isinstance(module, _NormBase) and not any(p.requires_grad for p in module.parameters()):
+        if isinstance(module, _NormBase) and not _trains(module):
             module.eval()
 
 
-def statistics_follow(module: nn.Module, *, training: bool) -> None:
-    """A batch norm takes and keeps statistics while it trains, and uses those that it has while it does not."""
-    if isinstance(module, _NormBase):
-        module.train(training and any(p.requires_grad for p in module.parameters()))
+def statistics_that_follow(model: nn.Module) -> dict[str, nn.Module]:
+    """By name, the batch norms that take statistics when they train: all but those that train and are in eval mode,
+    where somebody has put them."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _NormBase) and (module.training or not _trains(module))
+    }
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters())
 
 
 def base(model: nn.Module) -> dict[str, Tensor]:
