@@ -379,7 +379,7 @@ def test_a_round_by_the_wall_clock_counts_loading_and_the_slowest_worker() -> No
 
 
 class Hangs(Toy):
-    """The workers `ranks` sleep for 4 seconds in their sixth step."""
+    """The workers `ranks` sleep for 5 seconds in their sixth step."""
 
     def __init__(self, *ranks: int) -> None:
         super().__init__()
@@ -387,12 +387,12 @@ class Hangs(Toy):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         if batch_idx == 5 and self.global_rank in self.ranks:
-            time.sleep(4.0)
+            time.sleep(5.0)
         return super().training_step(batch, batch_idx)
 
 
 def may_hang(*ranks: int) -> int:
-    strategy = TickStrategy(4, sync=Parameters(), heartbeat_seconds=0.1, hang_seconds=1.0)
+    strategy = TickStrategy(4, sync=Parameters(), heartbeat_seconds=0.1, hang_seconds=2.0)
     trainer_for(strategy, 2, steps=9).fit(Hangs(*ranks))
     return strategy.step
 
@@ -401,7 +401,7 @@ def may_hang(*ranks: int) -> int:
 def test_a_worker_that_hangs_in_a_step_while_another_waits_is_named(rank: int, capfd: Any) -> None:
     with pytest.raises(WorkerError):
         run_workers(2, may_hang, rank)
-    message = f"ticks: worker {rank} has been in step 6 for 1 s while worker {1 - rank} waits for it; stopping"
+    message = f"ticks: worker {rank} has been in step 6 for 2 s while worker {1 - rank} waits for it; stopping"
     assert message in capfd.readouterr().err
 
 
