@@ -19,7 +19,6 @@ from ticks.models import DecoderTransformer
 from ticks.strategy import TickStrategy
 from ticks.timeline import (
     Dropout,
-    Evaluate,
     Freeze,
     Interval,
     LrFactor,
@@ -27,6 +26,7 @@ from ticks.timeline import (
     Number,
     Run,
     Save,
+    Show,
     Timeline,
     WeightDecay,
 )
@@ -41,7 +41,7 @@ TEN: dict[str, Any] = {
     "weight": {"from": FAR, "do": Number(of="weight", end=0.0)},
     "interval": {"from": FAR, "do": Interval(end=4)},
     "keep": {"every": "10h", "do": Save()},
-    "look": {"at": FAR, "do": Evaluate()},
+    "look": {"at": FAR, "do": Show()},
     "call": {"every": "100000 ticks", "do": Run(print)},
 }
 RAMPS = ("lr", "decay", "norms", "dropout", "weight")  # of which each step has another value
