@@ -1,5 +1,6 @@
 """A timeline where it is easily wrong: runs that go on by another one, clocks without ticks, other people's models."""
 
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -64,6 +65,22 @@ def test_the_state_of_another_action_by_that_name_is_not_given(tmp_path: Path) -
     assert train({"it": {"at": 7, "do": Stop()}}, tmp_path, resume=file)[2].global_step == 7
 
 
+def test_a_checkpoint_that_does_not_say_what_has_happened_is_believed(tmp_path: Path, capsys: Any) -> None:
+    calls: list[int] = []
+    entries = {"call": {"at": [3, 7], "do": noting(calls)}, "end": {"at": 4, "do": Stop()}}
+    file = checkpoint_of(entries, tmp_path, 4)
+    checkpoint = torch.load(file, weights_only=True)
+    kept = checkpoint["callbacks"]["Timeline"]
+    for key in ("happened", "told", "step"):  # which came later
+        del kept[key]
+    kept["entries"] = ["call", "end"]
+    torch.save(checkpoint, file)
+    calls.clear()
+    assert train(entries, tmp_path, resume=file)[2].global_step == 4
+    assert calls == []
+    assert "does not happen" not in capsys.readouterr().out
+
+
 def test_what_is_pruned_stays_so_where_the_event_comes_again_and_an_end_that_is_put_off_is_no_end(
     tmp_path: Path,
 ) -> None:
@@ -118,6 +135,9 @@ def test_where_there_are_no_ticks_workers_ask_each_other_for_the_time_now_and_th
     count, late = looks(lambda step: 0.1, 3600.0)
     assert count < 440  # of 36,000 steps
     assert late < 0.21
+    clock = TrainingTime()
+    clock.plan_look(1, 0.1, math.inf, alone=False)
+    assert not clock.looks(10**9), "nothing is to come"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Seconds of training, and what all workers take for them."""
 
+import math
 import time
 from typing import Any
 
@@ -15,7 +16,7 @@ class TrainingTime:
         self._before = before
         self._since: float | None = None
         self._agreed: tuple[int, float] | None = None  # the step and the seconds, last
-        self._next_look = 0  # after so many steps
+        self._next_look = 0.0  # after so many steps
 
     def go_on(self) -> None:
         self._since = time.perf_counter()
@@ -46,8 +47,8 @@ class TrainingTime:
         most, at the speed of the steps since they agreed last; not much farther than that is long, as a few steps may
         have been quick. One worker looks at every step."""
         before, self._agreed = self._agreed, (step, now)
-        self._next_look = step + 1
-        if not alone and before is not None and now > before[1] and step > before[0]:
+        self._next_look = step + 1 if moment < math.inf else math.inf
+        if moment < math.inf and not alone and before is not None and now > before[1] and step > before[0]:
             steps = step - before[0]
             wanted = min((moment - now) / 8, AT_MOST) * steps / (now - before[1])
             self._next_look = step + max(1, min(int(wanted), 2 * steps))
