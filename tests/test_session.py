@@ -196,20 +196,21 @@ def test_signals_can_be_taken_before_anything_else_is_imported(module: str) -> N
 def test_a_program_of_anybodys_is_tied_to_its_parent_before_it_begins(tmp_path: Path) -> None:
     """A worker of a foreign script imports torch for seconds before it could tie itself."""
     ready = tmp_path / "ready"
-    child = f"import os, time; open({str(ready)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    child = f"import time; open({str(ready)!r}, 'w').close(); time.sleep(60)"
     code = f"""
 import os, subprocess, sys, time
 from ticks.strategy.identity import Identity
 from ticks.strategy.parent import ended_with_parent
 me = Identity("worker", 1, 1, 0, 2, process=os.getpid())
 command = ended_with_parent([sys.executable, "-S", "-c", {child!r}])
-subprocess.Popen(command, env=os.environ | me.to_environment())
+pid = subprocess.Popen(command, env=os.environ | me.to_environment()).pid
 while not os.path.exists({str(ready)!r}):
     time.sleep(0.01)
+print(pid, flush=True)
 os._exit(0)"""
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True, timeout=30)
     deadline = time.monotonic() + 1
-    stat = Path("/proc") / ready.read_text() / "stat"
+    stat = Path("/proc") / done.stdout.strip() / "stat"
     while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
         assert time.monotonic() < deadline
         time.sleep(0.01)
