@@ -1,6 +1,7 @@
 """Shared by all tests: a cache of their own, one thread per worker, and `run_workers`."""
 
 import faulthandler
+import gc
 import logging
 import multiprocessing as mp
 import os
@@ -117,6 +118,7 @@ class WorkerError(RuntimeError):
 
 
 def _worker(pipe: Any, rank: int, n: int, port: int, timeout: float, function: Callable[..., Any], args: tuple) -> None:
+    gc.freeze()  # what the session holds is not looked through again
     faulthandler.dump_traceback_later(timeout * 0.9)  # says where it hangs
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",
@@ -248,6 +250,7 @@ def _command(
     configs: Path,
     fresh: bool = False,
 ) -> None:
+    gc.freeze()
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and what nohup starts this

@@ -7,6 +7,7 @@ environment, directory and session as a new one is, and nothing else of what the
 
 import atexit
 import ctypes
+import gc
 import multiprocessing as mp
 import os
 import runpy
@@ -103,6 +104,7 @@ class Spares:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
         of = os.getpid()
         if (pid := os.fork()) == 0:
+            gc.freeze()  # as in tests/conftest.py
             leave(lambda: self._wait(mine, of))
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         mine.close()

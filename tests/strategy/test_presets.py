@@ -45,7 +45,7 @@ from ticks.strategy import (
 )
 from ticks.strategy.facts import FIELDS
 from ticks.strategy.wire import ring_bytes
-from ticks.timeline import Freeze, LrFactor, Timeline, WeightDecay
+from ticks.timeline import Dropout, Freeze, LrFactor, NormGate, Number, Timeline, WeightDecay
 
 CONFIGS = REPOSITORY / "configs"
 PRESETS = sorted({file.stem for file in (CONFIGS / "strategy").glob("*.yaml")} - {"base"})
@@ -83,7 +83,7 @@ def _composed() -> None:
 
 
 class Layered(Toy):
-    """Four layers in a list, dropout, BatchNorm, and a learning rate that falls with every step.
+    """Four layers in a list, dropout, two norms, and a learning rate that falls with every step.
 
     The loss of worker 1 is nan in step `sick_step`.
     """
@@ -92,16 +92,20 @@ class Layered(Toy):
         super().__init__()
         self.net = nn.Module()
         self.net.layers = nn.ModuleList([nn.Linear(*shape) for shape in ((6, 12), (12, 12), (12, 12), (12, 1))])
-        self.net.norm = nn.BatchNorm1d(12)
+        self.net.norm, self.net.gated = nn.BatchNorm1d(12), nn.LayerNorm(12)
+        self.net.drop = nn.Dropout(0.2)
         self.sick_step = sick_step
+        self.weight = 0.0  # of a regulariser
 
     def loss(self, batch: Any) -> Tensor:
         x, y = batch
         first, *middle, last = self.net.layers
-        h = self.net.norm(first(x))
+        h = self.net.gated(self.net.norm(first(x)))
         for layer in middle:
-            h = h + torch.tanh(layer(nn.functional.dropout(h, 0.2, self.training)))
+            h = h + torch.tanh(layer(self.net.drop(h)))
         loss = nn.functional.mse_loss(last(h), y)
+        if self.weight:
+            loss = loss + self.weight * last.weight.square().mean()
         sick = self.trainer.global_step + 1 == self.sick_step and self.global_rank == 1
         return loss * float("nan") if sick else loss
 
@@ -142,10 +146,16 @@ SETTINGS: dict[str, Any] = {
     "slower": {"from": 9, "ramp": 4, "do": LrFactor(end=0.2)},
     "frozen": {"from": 4, "until": 11, "do": Freeze(r"layers\.1\.bias")},
     "decay": {"from": 6, "until": 12, "ramp": 3, "do": WeightDecay(start=0.01, end=0.1)},
+    "gate": {"from": 2, "ramp": 10, "do": NormGate()},
+    "dropout": {"from": 5, "until": 10, "do": Dropout(end=0.0)},
+    "weight": {"from": 8, "ramp": 5, "do": Number(of="weight", end=0.5)},
 }
 FACTORS = [1.0] * 9 + [0.8, 0.6, 0.4, 0.2, 0.2]  # by hand, of each step
 DECAYS = [0.01] * 6 + [0.04, 0.07, 0.1, 0.1, 0.1, 0.1] + [0.01] * 2
-OF_DDP = {name: SETTINGS[name] for name in ("slower", "decay")}  # which refuses that another parameter trains
+GATES = [0.0] * 2 + [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9] + [1.0] * 3
+DROPOUTS = [0.2] * 5 + [0.0] * 5 + [0.2] * 4
+WEIGHTS = [0.0] * 8 + [0.1, 0.2, 0.3, 0.4, 0.5, 0.5]
+OF_DDP = {name: setting for name, setting in SETTINGS.items() if name != "frozen"}  # it refuses that another trains
 TIMED = {
     f"{name}, a timeline": Run(partial(built, name), (11,), timeline=OF_DDP if name == "ddp" else SETTINGS)
     for name in PRESETS
@@ -197,16 +207,20 @@ RUNS = {(2, name): run for name, run in {**OF_PRESETS, **TIMED, **OTHERS}.items(
 }
 
 
-class Rates(pl.Callback):
-    """The learning rate that each step is made with, whether it moves what is frozen, and the weight decay."""
+class Used(pl.Callback):
+    """What each step is made with: learning rate, weight decay, whether it moves what is frozen, the norm's gate,
+    dropout, and a regulariser's weight."""
 
     def __init__(self) -> None:
-        self.seen: dict[int, tuple[float, bool, float]] = {}
+        self.seen: dict[int, tuple[float, float, bool, float, float, float]] = {}
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
         trains = pl_module.net.layers[1].bias.requires_grad
+        gate = vars(pl_module.net.gated)["forward"].a if "forward" in vars(pl_module.net.gated) else 1.0
         (group,) = optimizer.param_groups
-        self.seen[trainer.global_step + 1] = (group["lr"], trains, group["weight_decay"])
+        self.seen[trainer.global_step + 1] = (
+            group["lr"], group["weight_decay"], trains, gate, pl_module.net.drop.p, pl_module.weight
+        )  # fmt: skip
 
 
 class SaveAfter(pl.Callback):
@@ -230,10 +244,10 @@ def train(run: Run, n: int, *, saver: SaveAfter | None = None, resume: Path | No
     told: dict[int, dict[str, float]] = {}
     if isinstance(strategy, TickStrategy):
         strategy.on_tick.append(lambda metrics: told.update({strategy.step: metrics}))
-    rates = Rates()
+    used = Used()
     callbacks: list[Any] = [
         snapshots,
-        rates,
+        used,
         *([saver] if saver else []),
         *([Timeline(run.timeline)] if run.timeline else []),
     ]
@@ -242,7 +256,7 @@ def train(run: Run, n: int, *, saver: SaveAfter | None = None, resume: Path | No
     ledger = strategy.ledger
     return {
         "after": snapshots.after,
-        "rates": rates.seen,
+        "used": used.seen,
         "buffers": [b.clone() for b in toy.buffers()],
         "told": {step: {k: v for k, v in of.items() if "second" not in k and "wait" not in k}
                  for step, of in told.items()},
@@ -293,7 +307,7 @@ def test_resuming_is_bit_exact(n: int, name: str, stop: int, resumed: dict[int, 
         whole, again = dict(outcomes[0]), dict(outcomes[stop])
         assert max(whole["after"]) == STEPS
         for run in (whole, again):
-            for key in ("after", "told", "rates"):
+            for key in ("after", "told", "used"):
                 run[key] = {step: value for step, value in run[key].items() if step > stop}
         assert torch.isfinite(again["after"][STEPS]).all()
         assert_equal(again, whole, f"worker {worker}")
@@ -303,11 +317,12 @@ def test_resuming_is_bit_exact(n: int, name: str, stop: int, resumed: dict[int, 
 def test_settings_are_what_the_timeline_says_in_every_step(name: str, resumed: dict[int, Cases]) -> None:
     for outcomes in resumed[2][name]:
         for run in outcomes.values():
-            assert run["rates"]
-            for step, (lr, trains, decay) in run["rates"].items():
+            assert run["used"]
+            for step, (lr, decay, trains, *others) in run["used"].items():
                 assert lr == pytest.approx(Layered().lr / (1 + 0.2 * (step - 1)) * FACTORS[step - 1])
                 assert decay == pytest.approx(DECAYS[step - 1])
                 assert trains == (not 4 < step <= 11 or "frozen" not in RUNS[2, name].timeline)
+                assert others == pytest.approx([by_hand[step - 1] for by_hand in (GATES, DROPOUTS, WEIGHTS)])
 
 
 def test_the_stops_are_where_it_is_hard(resumed: dict[int, Cases]) -> None:
@@ -505,9 +520,9 @@ def expected_of(strategy: TickStrategy, rounds: dict[int, int]) -> Expected:
     n_parameters, n_buffers = placed(*toy.parameters()), placed(*(b for b in toy.buffers() if b.is_floating_point()))
     outer = sync.outer if isinstance(sync, Hierarchical) else sync
     fragments = [n_parameters]
-    if isinstance(outer, Streaming) and outer.fragments == 4:  # a layer each; the norm is with the smallest, the last
+    if isinstance(outer, Streaming) and outer.fragments == 4:  # a layer each; norms are with the smallest, the last
         fragments = [placed(*layer.parameters()) for layer in toy.net.layers]
-        fragments[-1] += placed(*toy.net.norm.parameters())
+        fragments[-1] += placed(*toy.net.norm.parameters(), *toy.net.gated.parameters())
     lockstep, rounds_of_rule = True, 0
     for start, length in rounds.items():
         end, last = start + length, start + length == STEPS

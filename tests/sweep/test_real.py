@@ -14,9 +14,9 @@ from ticks.record import summary
 from ticks.record.metrics import MetricsFile
 from ticks.sweep.folder import plan
 
-SMALL = ("debug=fast", "model.dropout=0.1", "trainer.max_steps=150", "trainer.val_check_interval=150", "test=false",
+SMALL = ("debug=fast", "model.dropout=0.1", "trainer.max_steps=60", "trainer.val_check_interval=60", "test=false",
          "task.sample_bytes=0", "trainer.limit_val_batches=1", "trainer.log_every_n_steps=1",
-         "callbacks.checkpoint.every_n_train_steps=20")  # fmt: skip
+         "callbacks.checkpoint.every_n_train_steps=10")  # fmt: skip
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def learnt(run: Path) -> dict[str, torch.Tensor]:
 def test_a_sweep_that_was_ended_goes_on_to_the_same_bits(signum: signal.Signals, home: Path) -> None:
     command = Command(home, "sweep", "seeds.yaml", *SMALL, program="ticks")
     deadline = time.monotonic() + 60
-    while not any(int(row["step"]) >= 45 for file in home.glob("logs/sweeps/seeds/seed-0_*/metrics.csv")
+    while not any(int(row["step"]) >= 15 for file in home.glob("logs/sweeps/seeds/seed-0_*/metrics.csv")
                   for row in MetricsFile(file).rows()):  # fmt: skip
         assert time.monotonic() < deadline, command.output
         time.sleep(0.01)
