@@ -28,7 +28,7 @@ def of_another(method: str) -> list[str]:
         raise Reported
 
     os.environ["RANK"] = os.environ["LOCAL_RANK"]
-    job = Job(method, "default", 100.0, 2, steps=2, warmup=2, lead=0)
+    job = Job(method, "default", 100.0, 4, steps=4, warmup=4, lead=0)
     with pytest.raises(Reported):
         measure(job, report)
     return sorted(told[0])
