@@ -10,7 +10,7 @@ from tests.conftest import Command, free_port
 from ticks.record.metrics import MetricsFile
 
 JOB = ("debug=fast", "strategy=local_sgd", "trainer.devices=2", "test=false", "task.sample_bytes=0",
-       "run_dir=place/77", "resume=auto", "trainer.max_steps=150", "trainer.val_check_interval=150",
+       "run_dir=place/77", "resume=auto", "trainer.max_steps=80", "trainer.val_check_interval=80",
        "trainer.log_every_n_steps=1")  # fmt: skip
 
 

@@ -190,10 +190,10 @@ def test_a_process_that_was_stopped_itself_does_not_take_others_for_hanging(monk
     assert [awake.seconds() for _ in range(3)] == [1.0, 3.0, 4.0]
 
 
-# rounds of 32 steps, stopped in the middle of one
-RESUMED = ("debug=fast", "model.dropout=0.1", "strategy.clock.interval=32", "test=false", "task.sample_bytes=0",
+# rounds of 16 steps, stopped in the middle of one
+RESUMED = ("debug=fast", "model.dropout=0.1", "strategy.clock.interval=16", "test=false", "task.sample_bytes=0",
            "trainer.limit_val_batches=1", "trainer.val_check_interval=100",
-           "callbacks.checkpoint.every_n_train_steps=40", "trainer.max_steps=140")  # fmt: skip
+           "callbacks.checkpoint.every_n_train_steps=20", "trainer.max_steps=100")  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=[1, 2])
@@ -211,7 +211,7 @@ def test_resuming_after_a_signal_is_bit_exact(whole: tuple[int, Path], how: int,
     options = (*RESUMED, f"trainer.devices={workers}")
     command = Command(tmp_path, *options)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("logs/runs/*/checkpoints/step-*040.ckpt")):
+    while not list(tmp_path.glob("logs/runs/*/checkpoints/step-*020.ckpt")):
         assert time.monotonic() < deadline, command.output
         time.sleep(0.002)
     os.killpg(command.process.pid, how)
