@@ -1,5 +1,6 @@
 """Shared by all tests: a cache of their own, one thread per worker, and `run_workers`."""
 
+import ctypes
 import faulthandler
 import gc
 import logging
@@ -60,8 +61,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)  # files of quick tests last: all processors end together
 
 
+_files: list[Path] = []  # of the tests that have run
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    if item.path not in _files:
+        _files.append(item.path)
+        if sys.platform == "linux":  # what an earlier file's tests have needed is not copied with every fork
+            ctypes.CDLL(None).malloc_trim(0)
     with marks.running(item):
         return (yield)
 
