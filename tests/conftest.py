@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")  # as ticks.strategy.meeting does, for tests without it
 for name in ("WANDB_API_KEY", "WANDB_MODE"):
     os.environ.pop(name, None)
 os.environ["NETRC"] = os.devnull  # no test finds a key of W&B

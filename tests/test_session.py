@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, Command, free_port, only_run, run_command
+from tests.conftest import REPOSITORY, Command, free_port, only_run, run_command, run_workers
 from tests.test_shutdown import gone
 from ticks import job, jobs, session, signals, train
 from ticks.config import ConfigError
@@ -209,7 +209,7 @@ while not os.path.exists({str(ready)!r}):
 print(pid, flush=True)
 os._exit(0)"""
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True, timeout=30)
-    deadline = time.monotonic() + 1
+    deadline = time.monotonic() + 10
     stat = Path("/proc") / done.stdout.strip() / "stat"
     while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
         assert time.monotonic() < deadline
@@ -491,6 +491,19 @@ def test_a_worker_0_that_accepts_and_says_nothing_is_given_up() -> None:
         with pytest.raises(meeting.NoMeeting, match=r"worker 1 waits for worker 0 .* nothing for 1 s"):
             meeting.join("127.0.0.1", stopped.getsockname()[1], timedelta(seconds=1), who="worker 1")
         assert time.monotonic() - began < 8
+
+
+@pytest.mark.parametrize(("said", "used"), [(None, meeting.RESOLVER), ("timeout:9", "timeout:9")])
+def test_a_lost_question_for_a_name_is_asked_again_soon(said: str | None, used: str) -> None:
+    """torch asks for the name of each end of a connection."""
+
+    def options() -> str:
+        os.environ.pop("RES_OPTIONS", None)
+        os.environ |= {} if said is None else {"RES_OPTIONS": said}
+        meeting.host(0, timedelta(seconds=5))
+        return os.environ["RES_OPTIONS"]
+
+    assert run_workers(1, options) == [used]
 
 
 def test_worker_0_does_not_go_by_the_name_that_others_find_it_under(

@@ -6,6 +6,7 @@ signal ends, that says what it waits for, and that gives up where a worker has d
 """
 
 import logging
+import os
 import socket
 import sys
 import threading
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 TRY_SECONDS = 2  # to reach worker 0, once: inside C++
 POLL_SECONDS = 0.05
 FAILURE_SECONDS = 5.0  # for the others to fail as well, where an exception is to be saved
+RESOLVER = "timeout:1 attempts:3"  # as resolv.conf(5) says
 PATIENCE = 30.0  # seconds of silence before a worker says what it waits for: imports take their time on a busy disk
 
 
@@ -36,6 +38,7 @@ def host(port: int, seconds: timedelta) -> dist.TCPStore:
     It listens on all addresses of this machine. Worker 0 itself does not go by the name that the others use: if that
     is another machine's, torch would wait for it.
     """
+    _ask_names_again_soon()
     try:
         return dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, timeout=seconds)
     except RuntimeError as error:  # torch's DistNetworkError
@@ -45,6 +48,7 @@ def host(port: int, seconds: timedelta) -> dist.TCPStore:
 
 def join(address: str, port: int, seconds: timedelta, *, who: str) -> dist.TCPStore:
     """The store that worker 0 hosts; its own timeout is short. NoMeeting if there is none for `seconds`."""
+    _ask_names_again_soon()
     attempt = _Attempt(address, port)
     for _ in _waiting(seconds, f"{who} waits for worker 0 at {address}:{port} (MASTER_ADDR, MASTER_PORT)"):
         attempt.join(TRY_SECONDS)
@@ -53,6 +57,12 @@ def join(address: str, port: int, seconds: timedelta, *, who: str) -> dist.TCPSt
         if not attempt.is_alive():
             attempt = _Attempt(address, port)
     raise AssertionError("unreachable")
+
+
+def _ask_names_again_soon() -> None:
+    """Unless somebody has said how long. torch asks the name server, at both ends of every connection, who 127.0.0.1
+    is; a question that gets lost is asked again after 5 seconds, and nobody trains meanwhile."""
+    os.environ.setdefault("RES_OPTIONS", RESOLVER)
 
 
 class _Attempt(threading.Thread):
