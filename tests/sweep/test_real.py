@@ -14,7 +14,7 @@ from ticks.record import summary
 from ticks.record.metrics import MetricsFile
 from ticks.sweep.folder import plan
 
-SMALL = ("debug=fast", "model.dropout=0.1", "trainer.max_steps=60", "trainer.val_check_interval=60", "test=false",
+SMALL = ("debug=fast", "model.dropout=0.1", "trainer.max_steps=90", "trainer.val_check_interval=90", "test=false",
          "task.sample_bytes=0", "trainer.limit_val_batches=1", "trainer.log_every_n_steps=1",
          "callbacks.checkpoint.every_n_train_steps=10")  # fmt: skip
 
