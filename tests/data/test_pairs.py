@@ -1,5 +1,6 @@
 """Pairs of texts: split by source, batched by length, every target of a source is right."""
 
+import gc
 import itertools
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +38,18 @@ def sources(made: PairFiles, split: str) -> list[str]:
 
 
 # ---- reading and splitting
+
+
+def test_garbage_is_looked_for_again_behind_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    collects: list[bool] = []
+    prepare = PairFiles._prepare
+    monkeypatch.setattr(PairFiles, "_prepare", lambda *a, **k: (collects.append(gc.isenabled()), prepare(*a, **k)))
+    made = data(file)
+    made.recall(made.state_dict())
+    assert (collects, gc.isenabled()) == ([False] * 2, True)
+    with pytest.raises(ArgumentError):
+        data(file, source_length=2, target_length=2)
+    assert gc.isenabled()
 
 
 def test_every_pair_is_in_one_split_and_stays_there(file: Path) -> None:

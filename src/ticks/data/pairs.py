@@ -210,7 +210,8 @@ class PairData(MapData):
         self.target_tokenizer = tokenizer_of(state_dict["target"]) or self.target_tokenizer
         if learnt["shared_vocabulary"]:
             self.source_tokenizer = self.target_tokenizer
-        self._prepare(learnt["source_length"], learnt["target_length"], recalled=True)
+        with _nothing_collected():
+            self._prepare(learnt["source_length"], learnt["target_length"], recalled=True)
 
     def state_dict(self) -> dict[str, Any]:
         lengths = {"source_length": self.source_length, "target_length": self.target_length}
